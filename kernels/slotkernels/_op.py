@@ -1,6 +1,6 @@
-"""One way to write an op: its arguments are one ``NamedTuple``, from the check to the kernel and to the gradient.
+"""How ops are written: the arguments of an op are one ``NamedTuple``, for the check, the kernels and the gradient.
 
-An op's file contains these parts, in this order::
+The file of an op contains these parts, in this order::
 
     class Arguments(NamedTuple):
         q: Tensor  # [B, N, D]
@@ -34,12 +34,12 @@ An op's file contains these parts, in this order::
     def inverted_attention(q, k, ..., backend="auto"):
         return OP(Arguments(q, k, scale), backend).updates
 
-:class:`Op` registers ``torch.ops.slotkernels.inverted_attention`` (and ``…_backward``) with PyTorch. Its schema is read
-off the annotations of ``Arguments`` and ``Results``, nested fields in order, so the list of arguments is written once.
+:class:`Op` registers ``torch.ops.slotkernels.inverted_attention`` (and ``…_backward``) with PyTorch. The schema comes
+from the annotations of ``Arguments`` and ``Results``, nested fields in order, so the list of arguments is written once.
 Each backend's module defines ``inverted_attention(arguments: Arguments) -> Results`` and, for the backward pass,
-``inverted_attention_backward(arguments: BackwardArguments)``. ``reference.py`` also has the form that PyTorch can
-differentiate in every mode, ``@OP.composite def composite_inverted_attention(arguments: Arguments) -> Results``; the
-package's ``__init__.py`` imports it, so that it is there before the first call (Dynamo cannot trace an import).
+``inverted_attention_backward(arguments: BackwardArguments)``. ``reference.py`` also defines the composite form, which
+PyTorch can differentiate in every mode: ``@OP.composite def composite_inverted_attention(arguments: Arguments)``. The
+package's ``__init__.py`` imports it before the first call, because Dynamo cannot trace an import.
 """
 
 import inspect
@@ -65,9 +65,9 @@ class Saved(NamedTuple, Generic[A, R]):
 
     arguments: A  # None in place of tensors that are not kept
     results: R  # likewise
-    needs: list[bool]  # which tensors of the arguments need a gradient, in order
-    backend: str  # that the forward pass was asked to run on
-    chosen: str | None  # the one that it ran on; None where either pass goes through PyTorch's dispatcher
+    needs: list[bool]  # whether each tensor of the arguments needs a gradient, in order
+    backend: str  # the requested backend, which may be "auto"
+    chosen: str | None  # the backend of the forward pass; None if a pass uses PyTorch's dispatcher
     twice: bool  # whether the gradient is differentiated itself
 
 
@@ -81,7 +81,7 @@ class Op(Backends, Generic[A, R]):
         name: ``torch.ops.slotkernels.<name>``, and the name of the function in every backend's module.
         empty: returns results of the right shapes, dtypes and strides for ``arguments``; its annotations are the
             schema. PyTorch calls it on tensors without data while it compiles ("fake" implementation).
-        check: raises ValueError for arguments that cannot be served.
+        check: raises ValueError for wrong arguments.
         contiguous: make every tensor contiguous before a backend takes it.
         public: name of the public function in messages about derivatives; ``name`` if None.
         backward_of: see :meth:`backward_op`.
@@ -131,18 +131,18 @@ class Op(Backends, Generic[A, R]):
         self._registered = self._definition._opoverload
 
     def __call__(self, arguments: A, backend: str = "auto") -> R:
-        """Check the arguments and compute the results, on ``backend`` or as :func:`use_backend` says.
+        """Check the arguments and compute the results, on ``backend`` or that of :func:`use_backend`.
 
         Raises:
-            ValueError: if the check refuses the arguments, or no backend has that name.
-            RuntimeError: if the backend asked for by name cannot serve the call.
+            ValueError: if the check fails, or no backend has that name.
+            RuntimeError: if the named backend does not support the call.
         """
         if self._check is not None:
             self._check(arguments)
         return self.checked(arguments, requested_backend(backend))
 
     def checked(self, arguments: A, backend: str) -> R:
-        """As a call, for arguments that need no check, on the backend that :func:`requested_backend` says."""
+        """As a call, for arguments that need no check, on the backend of :func:`requested_backend`."""
         if not observed():
             return self._directly(arguments, backend)
         if is_decomposed():
@@ -156,9 +156,9 @@ class Op(Backends, Generic[A, R]):
         """The registered op itself: no check, and ``backend`` as it is.
 
         Args:
-            arguments: of the op.
-            backend: that was asked for.
-            chosen: in a backward pass that passes PyTorch's dispatcher over, ``Saved.chosen``; else None.
+            arguments: arguments of the op.
+            backend: the requested backend.
+            chosen: ``Saved.chosen`` in a backward pass without PyTorch's dispatcher; else None.
         """
         if chosen is not None:
             return self.run(backend, self._as_read(arguments) if self._contiguous else arguments, chosen)
@@ -169,7 +169,7 @@ class Op(Backends, Generic[A, R]):
         return self._results(self._registered(*self._fields.unpack(arguments), backend))
 
     def _directly(self, arguments: A, backend: str) -> R:
-        """The op where nothing observes it: without PyTorch's dispatcher, unless a tensor needs it."""
+        """The op without PyTorch's dispatcher, unless a tensor needs the dispatcher."""
         leaves = self._fields.unpack(arguments)
         tensors = self._fields.take_tensors(leaves)
         plain, requires_grad = examine(tensors)
@@ -190,16 +190,16 @@ class Op(Backends, Generic[A, R]):
         """Register the decorated function as the op's composite form, made of PyTorch's operations.
 
         It returns the op's results; the last ones may be left out if they are constant. See ``_derivatives.py`` for
-        when it takes the op's place.
+        when it is used instead of the op.
         """
         self._composite = function
         return function
 
     def backward_op(self, empty: Callable[[Any], Any]) -> "Op[Any, Any]":
-        """Register this op's backward pass, ``<name>_backward``, which the same backends serve.
+        """Register this op's backward pass, ``<name>_backward``, with the same backends.
 
-        Whether a backend supports it is asked with ``arguments.forward`` where the arguments have such a field.
-        A second derivative through it raises an error.
+        ``supports`` of a backend gets ``arguments.forward`` if the arguments have such a field. A second derivative
+        through the backward pass raises an error.
         """
         backward = Op(
             f"{self.function}_backward", empty, contiguous=self._contiguous, public=self.public, backward_of=self
@@ -216,13 +216,13 @@ class Op(Backends, Generic[A, R]):
     ) -> Callable[[Callable[..., Iterable[Tensor | None]]], Callable[..., Iterable[Tensor | None]]]:
         """Register the decorated function as the op's gradient: ``gradients(saved, *grads)``.
 
-        It takes a :class:`Saved` and a gradient for each result, None where there is none (not all are None), and
-        returns one for each tensor of the arguments, in order; the last ones may be left out, and those that are not
-        needed may be anything. In a backward pass that is differentiated itself, the composite form takes its place.
+        It takes a :class:`Saved` and a gradient for each result (some may be None, but not all). It returns a gradient
+        for each tensor of the arguments, in order; the last ones may be left out, and those that are not needed may be
+        anything. If the backward pass is differentiated itself, the composite form is used instead.
 
         Args:
             keep: names of the results that the gradient reads, or a function of the arguments that returns them.
-            inputs: names of the tensor arguments that it reads; all if None.
+            inputs: names of the tensor arguments that the gradient reads; all if None.
             constant: names of the results and tensor arguments that have no gradient.
         """
         fields, tensors, names = self._fields, self._fields.tensors, self._result_names
@@ -317,14 +317,14 @@ class Op(Backends, Generic[A, R]):
 
             methods = {"forward": staticmethod(forward), "backward": staticmethod(backward_directly)}
             function: Any = type(self.function, (torch.autograd.Function,), methods)
-            # Function.apply of the base class: without its look for transforms, which ``observed`` has taken, 3 us less
+            # the base class's apply does not look for transforms, as ``observed`` has: 3 us less
             self._record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
             return gradients
 
         return register
 
     def _of_tensors(self, values: Sequence[Any]) -> Callable[..., Any]:
-        """The composite form as a function of the tensors among the arguments alone."""
+        """The composite form as a function of the tensors of the arguments."""
         composite = self._composite
         assert composite is not None
 
@@ -342,7 +342,7 @@ def _contiguous(value: Any) -> Any:
 
 
 class _Keeping(NamedTuple):
-    """How arguments and results are put together again from saved inputs, saved results, settings and a last None."""
+    """How to rebuild arguments and results from saved inputs, saved results, settings and a last None."""
 
     take_results: Callable[[Sequence[Any]], tuple[Any, ...]]  # those to save
     of_arguments: Callable[[Sequence[Any]], tuple[Any, ...]]  # the leaves, None in place of tensors that are not kept
@@ -350,14 +350,14 @@ class _Keeping(NamedTuple):
 
 
 def _taker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Values at these places of a sequence; in C where there are several, as every call comes here."""
+    """Values at these places of a sequence. In C if there are several, since every call runs this."""
     if len(places) > 1:
         return itemgetter(*places)
     return lambda values: tuple(values[place] for place in places)
 
 
 def _any(grads: Sequence[Tensor | None]) -> bool:
-    for grad in grads:  # a loop and no generator, for speed  # noqa: SIM110
+    for grad in grads:  # a loop is faster than a generator  # noqa: SIM110
         if grad is not None:
             return True
     return False
@@ -391,7 +391,7 @@ class _Fields:
         return leaves
 
     def pack(self, leaves: Sequence[Any], start: int = 0) -> Any:
-        """The NamedTuple whose leaves begin at ``start``; what follows them is left out."""
+        """The NamedTuple whose leaves begin at ``start``; later leaves are ignored."""
         if self._flat:
             return self._make(leaves if len(leaves) == self._count else leaves[start : start + self._count])
         return self._kind(

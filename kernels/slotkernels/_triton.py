@@ -1,7 +1,7 @@
-"""What the ops' launch code shares: the device's size, the launch itself, and a record of launches instead.
+"""Launches Triton kernels, or records the launches without making them.
 
-Ahead-of-time compilation runs the launch code on meta tensors under :func:`recorded`, so what is compiled and pinned
-for a GPU that is not there is what would be launched on it.
+Ahead-of-time compilation runs the launch code on meta tensors under :func:`recorded`. So a machine without a GPU
+compiles and tests exactly the kernels that would be launched on one.
 """
 
 import subprocess
@@ -24,14 +24,14 @@ INTERPRETED = triton.knobs.runtime.interpret  # kernels run in Triton's interpre
 
 
 class Device(NamedTuple):
-    """What block sizes depend on."""
+    """The properties of a device on which block sizes depend."""
 
     capability: int  # 90 for compute capability 9.0
     processors: int  # multiprocessors
 
 
 class Launch(NamedTuple):
-    """One launch that was recorded and not made."""
+    """A launch that was recorded instead of made."""
 
     kernel: Any
     arguments: tuple[Any, ...]
@@ -43,7 +43,7 @@ _recorder: ContextVar[tuple[Device, list[Launch]] | None] = ContextVar("slotkern
 
 @contextmanager
 def recorded(device: Device) -> Iterator[list[Launch]]:
-    """Collect the launches of the block instead of making them, with block sizes for ``device``."""
+    """Record the launches in the ``with`` block instead of making them, with block sizes for ``device``."""
     launches: list[Launch] = []
     token = _recorder.set((device, launches))
     try:
@@ -53,7 +53,7 @@ def recorded(device: Device) -> Iterator[list[Launch]]:
 
 
 def device_of(tensor: Tensor) -> Device:
-    """The device that kernels on ``tensor`` run on; the interpreter counts as a small one, so that work is split."""
+    """The device of ``tensor``. The interpreter counts as a small device, so that tests split the work."""
     recorder = _recorder.get()
     if recorder is not None:
         return recorder[0]
@@ -71,8 +71,8 @@ COMPILER = (
     "Triton needs a C compiler (CC) and Python's headers, such as gcc and python3-dev, and a folder that it may write "
     "to (TRITON_CACHE_DIR)."
 )
-DRIVER = "Update the GPU's driver, or install a release of Triton for the driver that is there."
-# Parts of the messages of errors that Triton raises with Python's own classes when it cannot build or load a kernel.
+DRIVER = "Update the GPU's driver, or install a release of Triton for the present driver."
+# Parts of error messages of Triton when it cannot build or load a kernel, but raises Python's own classes.
 REMEDIES = {
     "PassManager::run failed": REPORT,
     "failed to translate module to LLVM IR": REPORT,
@@ -90,7 +90,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
     """Launch a Triton kernel on the device of its tensors, or record it; multiplications and additions may be fused.
 
     Raises:
-        KernelBuildError: if it cannot be compiled or loaded. What goes wrong when it runs is raised as it is.
+        KernelBuildError: if the kernel cannot be compiled or loaded. Errors while it runs are not changed.
     """
     constants["enable_fp_fusion"] = True
     recorder = _recorder.get()
@@ -110,7 +110,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any
 
 
 def build_remedy(error: Exception) -> str | None:
-    """What helps against an error of a launch if the kernel could not be built or loaded, else None."""
+    """A remedy, if the error means that the kernel could not be built or loaded; else None."""
     if isinstance(error, TritonError):
         return None if isinstance(error, InterpreterError) else REPORT
     if isinstance(error, subprocess.CalledProcessError | OSError | ImportError):  # while building the launcher
@@ -119,7 +119,7 @@ def build_remedy(error: Exception) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    """Class and first line of the innermost cause; Triton's own begin with the place and source of the kernel."""
+    """Class and first line of the innermost cause, since Triton's outer errors begin with the kernel's source."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = getattr(error, "error_message", None) or str(error)

@@ -1,13 +1,13 @@
-"""Triton kernels of ``guided_labels``: maps of the coarse grid are stored, filtered masks are not.
+"""Triton kernels of ``guided_labels``. Maps of the coarse grid are stored, filtered masks are not.
 
     blocks_kernel: mean colours of blocks, their scores, and products of both
     box_mean_kernel:    means along x or along y, of all these maps
     fit_kernel:    coefficients of each segment, whose box means the same kernel takes
     guided_kernel: their interpolation at pixels, filtered masks, argmax
 
-A map of the coarse grid is a plane; a frame has 9 planes of the guide (3 colours, 6 products) and 4 for each segment (3
-products with colours, the score itself), or 4 of coefficients (3 slopes, the offset). At 480x854 pixels, subsample 4
-and 8 segments that is 4 MB a frame, of which a group of frames stays in the L2 cache between launches.
+A map of the coarse grid is a plane. A frame has 9 planes of the guide (3 colours, 6 products), and 4 planes for each
+segment: first 3 products with colours and the score, later 3 slopes and the offset. At 480x854 pixels, subsample 4 and
+8 segments that is 4 MB a frame. The planes of a group of frames stay in the L2 cache between launches.
 """
 # Triton would read annotations of a kernel's arguments as their types.
 # mypy: disable-error-code="no-untyped-def"
@@ -17,7 +17,7 @@ import triton.language as tl
 
 from ..propagation.kernels import count_labels
 
-MIDDLE = tl.constexpr(0.5)  # subtracted from colours: covariances of numbers around zero lose fewer digits
+MIDDLE = tl.constexpr(0.5)  # is subtracted from colours, because covariances of numbers near zero are more exact
 COLOURS = tl.constexpr(3)
 GUIDE = tl.constexpr(9)  # planes of the guide
 FIT = tl.constexpr(4)  # planes of a segment
@@ -25,7 +25,7 @@ FIT = tl.constexpr(4)  # planes of a segment
 
 @triton.jit
 def _position(index, numerator, denominator, size):
-    """The number before (index + 1/2) numerator / denominator - 1/2 among ``size``, and the weight of the next."""
+    """Index before the position (index + 1/2) numerator / denominator - 1/2 in ``size``, and the weight of the next."""
     unit = 2 * denominator
     place = (2 * index + 1) * numerator - denominator
     place = tl.minimum(tl.maximum(place, 0), unit * (size - 1))
@@ -35,7 +35,7 @@ def _position(index, numerator, denominator, size):
 
 @triton.jit
 def _interpolated(plane, top_left, top_right, bottom_left, bottom_right, down, across, inside):
-    """Between the numbers of a plane at four places."""
+    """Bilinear interpolation between four numbers of a plane."""
     start = tl.load(plane + top_left, mask=inside, other=0.0)
     top = start + across * (tl.load(plane + top_right, mask=inside, other=0.0) - start)
     start = tl.load(plane + bottom_left, mask=inside, other=0.0)
@@ -113,7 +113,7 @@ def box_mean_kernel(
 ):  # fmt: skip
     """Means over ``2 * window + 1`` numbers, ``step`` apart, along an axis of ``length``; fewer at its ends.
 
-    A program takes BLOCK numbers of a plane of ``size``. Sums start anew for each, so that no rounding accumulates.
+    A program computes BLOCK numbers of a plane of ``size``. Each sum is computed anew, so rounding does not accumulate.
     Floor: 2 window + 1 reads from the L1 cache for each number.
     """
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -137,7 +137,7 @@ def fit_kernel(
 ):  # fmt: skip
     """Reads the box means of BLOCK blocks, factorises the covariance of their colours, solves for each segment.
 
-    Registers: 9 numbers for each block, and a dozen on the way. Floor: bytes of the planes.
+    Registers: 9 numbers for each block, and a dozen temporary ones. Floor: bytes of the planes.
     """
     index, frame = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1).to(tl.int64)
     inside = index < size
@@ -147,8 +147,8 @@ def fit_kernel(
     red = tl.load(means, mask=inside, other=0.0)
     green = tl.load(means + size, mask=inside, other=0.0)
     blue = tl.load(means + 2 * size, mask=inside, other=0.0)
-    # L D L' of the covariance plus epsilon. Pivots are epsilon at least, except for rounding, which would make them
-    # negative where colours are flat.
+    # L D L' of the covariance plus epsilon. Exact pivots are at least epsilon; rounding would make them negative where
+    # colours are flat.
     s00 = tl.load(means + 3 * size, mask=inside, other=0.0) - red * red + epsilon
     s10 = tl.load(means + 4 * size, mask=inside, other=0.0) - green * red
     s11 = tl.load(means + 5 * size, mask=inside, other=0.0) - green * green + epsilon
@@ -191,7 +191,7 @@ def guided_kernel(
 ):  # fmt: skip
     """Reads the colours of BLOCK_Y x BLOCK_X pixels and the coefficients around them; writes their labels.
 
-    Registers: colours, places and the best so far, of a pixel each. Floor: 16 reads from the L1 cache and 18
+    Registers: for each pixel its colour, place and best score until now. Floor: 16 reads from the L1 cache and 18
     instructions for a pixel and segment; four bytes a pixel from memory.
     """
     x, y = tl.program_id(0) * BLOCK_X + tl.arange(0, BLOCK_X), tl.program_id(1) * BLOCK_Y + tl.arange(0, BLOCK_Y)
@@ -222,7 +222,7 @@ def guided_kernel(
         fits += size
         mask += blue * _interpolated(fits, top_left, top_right, bottom_left, bottom_right, down, across, inside)
         fits += 2 * size
-        mask = tl.where(mask == mask, mask, float("inf"))  # NaN wins, and the first of them
+        mask = tl.where(mask == mask, mask, float("inf"))  # the first NaN wins
         if confidence is not None:
             second = tl.maximum(second, tl.minimum(best, mask))
         label = tl.where(mask > best, k, label)

@@ -1,11 +1,11 @@
-"""Label maps through a colour-guided fast guided filter (He and Sun 2015): edges of segments follow those of frames.
+"""Label maps whose edges follow the edges of the frames, by a fast guided filter for colour (He and Sun 2015).
 
     scores = image_attention @ video_attention  # [B, T, M, K]
     masks = guided filter of scores, guide  # [B, T, K, H, W]
     labels = masks.argmax(2)  # [B, T, H, W]
 
-Scores, masks and guide meet on a grid that is ``subsample`` times coarser than the frame. B videos of T frames, M
-patches, N image slots, K video slots, H by W pixels.
+The filter is fitted on a grid that is ``subsample`` times coarser than the frame. B videos of T frames, M patches, N
+image slots, K video slots, H by W pixels.
 """
 
 import math
@@ -33,10 +33,10 @@ from ..propagation.op import (
     requested,
 )
 
-MIDDLE = 0.5  # subtracted from colours: covariances of numbers around zero lose fewer digits
+MIDDLE = 0.5  # is subtracted from colours, because covariances of numbers near zero are more exact
 RADIUS = 1.7  # patches
 
-LEAST_EPSILON = 1e-8  # below it float32 has no digits left where colours are flat
+LEAST_EPSILON = 1e-8  # below it, rounding of float32 dominates where colours are flat
 
 
 class GuidedArguments(NamedTuple):
@@ -48,7 +48,7 @@ class GuidedArguments(NamedTuple):
     guide: Tensor  # uint8 [B, T, H, W, 3]
     height: int  # of the grid, in patches; height * width = M
     width: int
-    window: int  # radius of the box means, in pixels of the low resolution: 2 * window + 1 pixels a side
+    window: int  # radius of the box means at low resolution: boxes are 2 * window + 1 pixels wide
     epsilon: float
     subsample: int
     confidence: bool
@@ -56,7 +56,7 @@ class GuidedArguments(NamedTuple):
 
 
 def low_size(height: int, width: int, subsample: int) -> tuple[int, int]:
-    """Size of the grid on which the coefficients of the filter are computed; blocks at the end may be partial."""
+    """Size of the grid of blocks on which the filter is fitted. Blocks at the border may be smaller."""
     return -(-height // subsample), -(-width // subsample)
 
 
@@ -128,54 +128,53 @@ def guided_labels(
     statistics: bool = False,
     backend: str = "auto",
 ) -> Tensor | LabelMaps:
-    """Segment a video as :func:`propagate_labels` does, with edges that follow the edges of the colour frames.
+    """Label maps as in :func:`propagate_labels`, but with edges that follow the edges of the colour frames.
 
-    The soft masks of a frame pass through the fast guided filter (He, Sun, Tang 2013, section 3.4; He and Sun 2015),
-    whose guide is the frame itself: in each window a mask is fitted as a linear function of the colour, and the average
-    of these functions is evaluated at every pixel. The argmax follows. Soft masks at full resolution are never stored
-    together, and memory beyond the result does not grow with the video. Not differentiable.
+    The soft masks of a frame pass through the fast guided filter (He, Sun, Tang 2013, section 3.4; He and Sun 2015)
+    with the frame as guide. In each window, a mask is fitted as a linear function of the colour; the average of these
+    functions is evaluated at every pixel. The argmax follows. Soft masks at full resolution are not stored, and memory
+    beyond the result does not grow with the video. There is no gradient.
 
-    The fit is computed on a grid of blocks of ``subsample`` by ``subsample`` pixels: the guide is averaged over blocks
-    (over the pixels that exist, at the right and bottom border), scores are interpolated bilinearly at their centres,
-    and the coefficients are interpolated bilinearly at pixels. Everything is fp32 (fp64 for fp64 attention). Where
-    colours are flat, rounding of covariances is divided by epsilon: for attention as below, filtered scores differ from
-    those of exact arithmetic by less than 4e-9 / epsilon + 2e-6.
+    The fit is computed on blocks of ``subsample`` by ``subsample`` pixels: the guide is averaged over each block,
+    scores are interpolated bilinearly at its centre, and the coefficients are interpolated bilinearly at pixels.
+    Arithmetic is fp32 (fp64 for fp64 attention). Filtered scores differ from those of exact arithmetic by less than
+    4e-9 / epsilon + 2e-6, because the rounding of covariances is divided by epsilon where colours are flat.
 
-    A segment with a score that is NaN or infinite counts as NaN in the whole frame: it wins every pixel (the lowest
-    such segment does), and the confidence of the frame is NaN.
+    A segment with a score that is NaN or infinite wins every pixel of its frame (the lowest such segment does), and the
+    confidence of the frame is NaN.
 
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1; K <= 255.
-            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
-            then that of the last. An upper map that many frames share may be expanded, and is never copied.
-        grid: (h, w) of the patch grid, h * w = M, rows first.
+            With levels above the video slots: a list of maps, from the lowest level up: [B, T, N, K2],
+            [B, T, K2, K3], …; K is then that of the last map. Expanded maps are not copied.
+        grid: (h, w), rows and columns of the patch grid, h * w = M.
         guide: uint8 [B, T, H, W, 3], the frames in colour, at the resolution of the label maps.
-        radius: of the filter's windows in pixels of the frame, rounded to blocks (one block at least); 1.7 patches if
+        radius: half the side of a window, in pixels of the frame, rounded to blocks (at least one); 1.7 patches if
             None.
-        epsilon: at least 1e-8, the variance of colours in 0..1 below which a window counts as flat and its mask is
-            smoothed.
+        epsilon: at least 1e-8. A window whose variance of colours (in 0..1) is smaller counts as one colour, and its
+            mask is smoothed.
         subsample: >= 1, side of a block in pixels; 1 is the exact guided filter.
-        clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`; the result then holds
-            clusters.
-        confidence: also return the margin between the two best filtered scores of each pixel.
+        clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`. The result then contains
+            clusters instead of slots.
+        confidence: also return the difference of the two best filtered scores of each pixel.
         statistics: also return area and bounding box of each segment in each frame.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        uint8 [B, T, H, W], the index of the winning video slot, on ties the lowest; :class:`LabelMaps` with
-        ``confidence`` or ``statistics``.
+        uint8 [B, T, H, W], the index of the winning video slot of each pixel (of several, the lowest); or
+        :class:`LabelMaps`, with ``confidence`` or ``statistics``.
 
     Raises:
         ValueError: if the arguments disagree in B, T, N or K, K > 255, the grid does not hold M patches, or a setting
             of the filter is out of range.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
-        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame of 2 patches, each an object
         >>> guide = torch.zeros(1, 1, 1, 8, 3, dtype=torch.uint8)
-        >>> guide[:, :, :, 3:] = 255  # an edge beside the border of the two patches
+        >>> guide[:, :, :, 3:] = 255  # an edge next to the border of the two patches
         >>> slotkernels.propagate_labels(attention, attention, grid=(1, 2), size=(1, 8))
         tensor([[[[0, 0, 0, 0, 1, 1, 1, 1]]]], dtype=torch.uint8)
         >>> slotkernels.guided_labels(attention, attention, (1, 2), guide, radius=4, subsample=1)
@@ -198,7 +197,7 @@ def guided_labels(
         not_differentiable = "filter the masks with PyTorch's own operations, or detach the attention"
         _derivatives.refuse(op, not_differentiable, image_attention, *levels)
     maps = detached_maps(image_attention, levels, clusters)
-    # A window of twice the grid's side covers all of it, wherever it lies.
+    # A larger window covers the whole grid at every place.
     window = max(1, min(round(radius / subsample), max(low_size(size[0], size[1], subsample))))
     arguments = GuidedArguments(*maps, guide, height, width, window, float(epsilon), subsample, confidence, statistics)
     return requested(GUIDED_LABELS(arguments, backend), confidence, statistics)
@@ -215,7 +214,7 @@ def bytes_moved(
     confidence: bool = False,
     statistics: bool = False,
 ) -> int:
-    """Least traffic: all attention maps and the guide read once, each result written once."""
+    """Least memory traffic: attention maps and guide are read once, results written once."""
     return 3 * batch * frames * pixels + labels_bytes_moved(
         batch, frames, tokens, slots, video_slots, pixels, itemsize, confidence, statistics
     )
@@ -230,7 +229,7 @@ def flops(
     pixels: int,
     low_pixels: int,
 ) -> int:
-    """Operations of ``guided_labels`` on ``low_pixels`` blocks; what depends on the guide alone is left out.
+    """Operations of ``guided_labels`` on ``low_pixels`` blocks, without those that depend on the guide only.
 
     For each segment, at a block: 4 to interpolate its score, 3 products with colours, 32 for 8 box means (running sums
     in two directions), 6 for covariances, 13 to solve, 6 for the offset. At a pixel: 8 to interpolate 4 coefficients, 6

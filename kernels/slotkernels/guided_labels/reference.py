@@ -1,4 +1,4 @@
-"""Guided label maps in plain PyTorch: the oracle of every other backend.
+"""Guided label maps in plain PyTorch. Every other backend is tested against it.
 
 For one frame, with p [K, h, w] the soft masks and I [3, h, w] the guide at low resolution, the filter is six lines::
 
@@ -80,7 +80,7 @@ def _coefficients(masks: Tensor, guide: Tensor, window: int, epsilon: float) -> 
 
 
 def _box_mean(maps: Tensor, window: int) -> Tensor:
-    """Means over (2 * window + 1)² pixels around each, of those that exist: along x, then along y."""
+    """Means over the (2 * window + 1)² pixels around each pixel, without those outside: along x, then along y."""
     side = 2 * window + 1
     rows = F.avg_pool2d(maps, (1, side), 1, (0, window), count_include_pad=False)
     return F.avg_pool2d(rows, (side, 1), 1, (window, 0), count_include_pad=False)
@@ -89,7 +89,7 @@ def _box_mean(maps: Tensor, window: int) -> Tensor:
 def _solve(sigma: list[list[Tensor]], right: list[Tensor], epsilon: float) -> list[Tensor]:
     """Solve for 3 unknowns by L D L'; ``sigma`` is the lower triangle of a covariance plus epsilon times identity.
 
-    Pivots are epsilon at least, except for rounding, which would make them negative where colours are flat.
+    Exact pivots are at least epsilon; rounding would make them negative where colours are flat.
     """
     (a,), (b, d), (c, e, f) = sigma
     a = a.clamp(min=epsilon)

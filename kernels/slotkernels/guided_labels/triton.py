@@ -12,7 +12,7 @@ from ..propagation.triton import new_maps
 from .kernels import FIT, GUIDE, blocks_kernel, box_mean_kernel, fit_kernel, guided_kernel
 from .op import GuidedArguments, low_size
 
-GROUP_BYTES = 32 << 20  # planes of a group of frames (at least one): with a copy, they fit the L2 cache of an H100
+GROUP_BYTES = 32 << 20  # planes of a group of frames (at least one); with a copy, they fit the L2 cache of an H100
 BLOCK = 256  # numbers of a plane
 PIXELS = {"BLOCK_Y": 4, "BLOCK_X": 64}  # of one program
 
@@ -32,7 +32,7 @@ def guided_labels(arguments: GuidedArguments) -> LabelResults:
     sizes = (out_height, out_width, rows, columns, subsample, objects)
 
     def box_means(number: int, members: int) -> None:
-        """Of the first ``number`` planes of each frame, in place; those of ``other`` are scratch memory."""
+        """Box means of the first ``number`` planes of each frame, in place; planes of ``other`` are scratch memory."""
         for start, end, apart, length in ((planes, other, 1, columns), (other, planes, columns, rows)):
             axis = (count * size, size, apart, length, min(window, length - 1))
             launch(box_mean_kernel, (tiles, number, members), start, end, *axis, **step)

@@ -1,4 +1,4 @@
-"""Invariant slot attention (Biza et al. 2023): each slot sees the tokens in its own frame of reference."""
+"""Invariant slot attention (Biza et al. 2023): each slot sees the tokens relative to its position and scale."""
 
 from . import reference  # noqa: F401  (registers the op's composite form)
 from .module import InvariantSlotAttention, InvariantSlotAttentionOutput

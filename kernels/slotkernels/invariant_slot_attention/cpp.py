@@ -1,4 +1,4 @@
-"""Invariant slot attention on a CPU, in C++ (``csrc/cpu/invariant_attention.cpp``): threads share out the samples."""
+"""Invariant slot attention on a CPU, in C++ (``csrc/cpu/invariant_attention.cpp``): threads share the samples."""
 
 from typing import Any
 
@@ -22,5 +22,5 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
 
 
 def _contiguous(argument: Any) -> Any:
-    """Both passes read contiguous tensors."""
+    """The arguments with contiguous tensors, for both passes."""
     return argument.contiguous() if isinstance(argument, Tensor) else argument

@@ -1,12 +1,12 @@
-"""The Triton kernels of invariant slot attention that touch D; nothing of size N·M·D is ever stored.
+"""The Triton kernels of invariant slot attention that read rows of width D. No tensor of size N·M·D is stored.
 
-``pre[n, m, d] = tokens[m, d] + frame[0, d] r0 + frame[1, d] r1 (+ shift[d] deviation[n, m])`` with the token's place in
-the slot's frame, ``r = (grid[m] - position[n]) / (scale[n] * scale_factor)``. It exists in registers only and is
-recomputed wherever it is needed, for two multiply-adds. What a kernel sums over decides how it runs: `reduce_width`
-sums over D, so a warp holds whole tokens and loops over the slots; `sum_over_tokens` sums over M, so a thread keeps a
-few columns of a few slots and loops over the tokens. Neither exchanges data between warps inside its loop.
+``pre[n, m, d] = tokens[m, d] + frame[0, d] r0 + frame[1, d] r1 (+ shift[d] deviation[n, m])`` with the position of the
+token relative to the slot, ``r = (grid[m] - position[n]) / (scale[n] * scale_factor)``. ``pre`` is in registers only
+and is computed again wherever it is needed, which takes two multiply-adds. `reduce_width` sums over D: a warp holds
+whole tokens and loops over the slots. `sum_over_tokens` sums over M: a thread holds a few columns of a few slots and
+loops over the tokens. Neither exchanges data between warps inside its loop.
 """
-# Tuples grow by one tile at a time, which Triton's compiler unrolls: it knows no starred tuples, mypy no growing ones.
+# Tuples grow by one tile at a time, and Triton unrolls this. Triton has no starred tuples, mypy no growing ones.
 # ruff: noqa: RUF005
 # Triton would read annotations of a kernel's arguments as their types.
 # mypy: disable-error-code="assignment, var-annotated, no-untyped-def"
@@ -48,9 +48,9 @@ def reduce_width(
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """Reads one tile of tokens once and every slot's vector; writes the tile's scores and, if asked for, its gradient.
+    """Reads one tile of tokens once and every slot's vector; writes the tile's scores and, if needed, its gradient.
 
-    The tile, its gradient and the frame's rows stay in the registers of one warp; sums over D are its shuffles.
+    The tile, its gradient and the rows of the frame stay in the registers of one warp, which sums over D by shuffles.
     Floor: 4 (scores) to 6 (both) fp32 instructions for each slot, token and unit of width.
     """
     tiles = tl.cdiv(num_tokens, BLOCK_TOKENS)
@@ -125,7 +125,7 @@ def reduce_width(
 
 @triton.jit
 def _token_tile(tokens_in, grid, start, num_tokens, d, in_d, DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr):
-    """Indices of a tile of tokens, their part of the pre-activation, and their places in the grid."""
+    """Indices of a tile of tokens, their part of the pre-activation, and their positions in the grid."""
     m = start + tl.arange(0, BLOCK_TOKENS)
     in_m = m < num_tokens
     tile = m[:, None] * DIM + d[None, :]
@@ -139,7 +139,7 @@ def _token_tile(tokens_in, grid, start, num_tokens, d, in_d, DIM: tl.constexpr, 
 def _pair_tile(
     a, m, grid0, grid1, slot, n, coefficients, deviation, along0, along1, shifted, num_tokens, num_slots
 ):  # fmt: skip
-    """Slot n (whose frame is ``slot``) and a tile of tokens: coefficient, place in the frame, deviation and pre."""
+    """For slot n (with the frame ``slot``) and a tile of tokens: coefficient, relative position, deviation and pre."""
     place = n * num_tokens + m
     in_pair = m < tl.where(n < num_slots, num_tokens, 0)  # a slot that does not exist has no tokens
     coefficient = tl.load(coefficients + place, mask=in_pair, other=0.0)[:, None]
@@ -176,7 +176,7 @@ def sum_over_tokens(
 ):
     """Reads a chunk of D of all tokens of a split and the coefficients of a group of slots; writes the group's sums.
 
-    Sums stay in registers, a tile for each slot, and meet across warps once, after the loop.
+    Sums stay in registers, a tile for each slot, and are added across warps once, after the loop.
     Floor: 4 fp32 instructions for each slot, token and unit of width.
     """
     groups = tl.cdiv(num_slots, BLOCK_SLOTS)
@@ -248,10 +248,10 @@ def sum_over_tokens_backward(
     BLOCK_SLOTS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
 ):
-    """As `sum_over_tokens`, with what frames and positions need: sums of 1, of r0, of r1 and of the deviation.
+    """As `sum_over_tokens`, and four more sums for the gradients of frames and positions.
 
-    Each sums the coefficient where pre > 0, times that factor. Floor: 8 fp32 instructions for each slot, token and
-    unit of width (keys; values, whose updates are known, take fewer).
+    They add the coefficient where pre > 0, multiplied by 1, r0, r1 and the deviation. Floor: 8 fp32 instructions for
+    each slot, token and unit of width for keys; fewer for values, because their updates are known.
     """
     groups = tl.cdiv(num_slots, BLOCK_SLOTS)
     group = tl.program_id(0) % groups

@@ -1,4 +1,4 @@
-"""The module ``InvariantSlotAttention``: projections, iterations and the update of the slots around the op."""
+"""The module ``InvariantSlotAttention``: projections, iterations and the update of the slots."""
 
 from typing import NamedTuple, cast
 
@@ -26,25 +26,29 @@ class InvariantSlotAttentionOutput(NamedTuple):
         (True, torch.Size([2, 3, 2]))
     """
 
-    slots: Tensor  # [B, N, D], after the last update; with ``final_norm`` after their layer norm too
-    attention: Tensor  # [B, M, N], each row over N sums to 1
-    positions: Tensor  # [B, N, 2], in the unit of the grid
-    scales: Tensor  # [B, N, 2], in the unit of the grid
+    slots: Tensor
+    """[B, N, D], after the last update; with ``final_norm``, their layer norm."""
+    attention: Tensor
+    """[B, M, N], each row over N sums to 1."""
+    positions: Tensor
+    """[B, N, 2], in the unit of the grid."""
+    scales: Tensor
+    """[B, N, 2], in the unit of the grid."""
 
 
 class _Spread(NamedTuple):
-    """Means over D that the deviation of f's layer norm is computed from, float32 at least."""
+    """Means over D, from which the deviation of f's layer norm is computed; float32 at least."""
 
     keys: Tensor  # [B, M] mean square of the centred keys
-    values: Tensor  # [B, M] the same of the values
+    values: Tensor  # [B, M] mean square of the centred values
     keys_along: Tensor  # [B, M, 2] mean product of the keys with the two axes of the slot's frame
-    values_along: Tensor  # [B, M, 2] the same of the values
-    axes: Tensor  # [2, 2] mean products of the axes with each other
-    shift: Tensor  # [E] what layer norm's bias adds after the division
+    values_along: Tensor  # [B, M, 2] mean product of the values with the axes
+    axes: Tensor  # [2, 2] mean products of the axes
+    shift: Tensor  # [E] what the bias of the layer norm adds after the division
 
 
 class _State(NamedTuple):
-    """What an iteration updates."""
+    """The tensors that an iteration updates."""
 
     slots: Tensor  # [B, N, D]
     positions: Tensor  # [B, N, 2], in the precision of the arithmetic
@@ -52,7 +56,7 @@ class _State(NamedTuple):
 
 
 class _Tokens(NamedTuple):
-    """The parts of f's pre-activation that are the same in every iteration: the tokens' and the frame's."""
+    """The parts of f's pre-activation that are the same in all iterations."""
 
     k: Tensor  # [B, M, E]
     v: Tensor  # [B, M, E]
@@ -63,23 +67,21 @@ class _Tokens(NamedTuple):
 class InvariantSlotAttention(nn.Module):
     """Slot attention invariant to translation and scale (Biza et al. 2023), as used by SOLV (eq. 13-17).
 
-    Each slot has a position S_p and a scale S_s. It sees token m at ``r = (G[m] - S_p) / (scale_factor * S_s)``, with
-    keys ``f(Wk x + g(r))`` and values ``f(Wv x + g(r))``, f = Linear-ReLU-Linear, g = Linear. After each attention
-    the frame is estimated again: S_p is the attention-weighted mean of the grid, S_s the weighted standard deviation.
-    After ``iterations`` updates of the slots, one more attention computes the attention and the frames that are
-    returned. Its queries are made of the slots' layer norm. The slots are returned as they are before that norm (Biza
-    et al.), and with ``final_norm=True`` as they are after it: SOLV's public code gives these to its last linear layer.
+    Each slot has a position p and a scale s. It sees token m at the relative position
+    ``r = (grid[m] - p) / (scale_factor * s)``, with keys ``f(Wk x + g(r))`` and values ``f(Wv x + g(r))``, where f =
+    Linear-ReLU-Linear and g = Linear. After each attention, p becomes the mean of the grid, weighted by the attention,
+    and s the weighted standard deviation. After the last update of the slots, one more attention gives the attention,
+    positions and scales that are returned.
 
     The keys and values of each slot, [B, N, M, D], are never stored. f's second layer is applied to the queries and to
-    the updates instead; its first layer is applied to the tokens, where it is merged with Wk and Wv. What remains for
-    each pair of slot and token is a term of rank 2.
+    the updates instead. f's first layer is applied to the tokens and is merged with Wk and Wv. For each pair of slot
+    and token only a term of rank 2 is left.
 
-    Initial slots, positions and scales are learned, one of each for every slot (SOLV), unless they are passed to
-    :meth:`forward`.
+    Initial slots, positions and scales are learned for each slot (SOLV), unless they are passed to :meth:`forward`.
 
     To reproduce the published code of Biza et al., use ``eps_placement="denominator"``, ``scale_range=(0.001, 2)``,
-    ``encoder_norm=True`` and ``encoder_dim=128``, set the ``eps`` of the layer norms to 1e-6, and pass
-    :meth:`forward` initial positions clipped to [-1, 1] and initial scales clipped to the range of scales.
+    ``encoder_norm=True`` and ``encoder_dim=128``, set the ``eps`` of the layer norms to 1e-6, and pass initial
+    positions clipped to [-1, 1] and initial scales clipped to ``scale_range`` to :meth:`forward`.
 
     Args:
         num_slots: N.
@@ -87,19 +89,19 @@ class InvariantSlotAttention(nn.Module):
         input_dim: Din, width of the tokens; ``dim`` if None.
         iterations: >= 1.
         hidden_dim: width of the MLP's hidden layer; ``4 * dim`` if None.
-        eps: prevents 0 / 0 where the attention is normalised over tokens; see ``eps_placement``.
-        scale_factor: scales are multiplied by this number before positions are divided by them.
-        scale_eps: added to the weights of the standard deviation.
-        scale_range: scales are clipped to this range, (0.001, 2) in Biza et al.; None, as in SOLV: no clipping.
+        eps: prevents a division by 0 when the attention is normalised over tokens; see ``eps_placement``.
+        scale_factor: factor of the scales in ``r``.
+        scale_eps: is added to the weights of the standard deviation.
+        scale_range: scales are clipped to this range, (0.001, 2) in Biza et al. None: no clipping (SOLV).
         eps_placement: "numerator": ``(A + eps) / sum_m (A + eps)`` (Locatello et al., SOLV); "denominator":
             ``A / (sum_m A + eps)`` (Biza et al.).
         encoder_dim: width of f's hidden layer; ``dim`` if None.
         encoder_norm: whether f begins with a layer norm, as in Biza et al.
-        final_norm: return the slots after the layer norm that the last attention's queries are made of (SOLV), not
-            before it (Biza et al.).
-        implicit: which iterations carry gradients. "none": all, as published; "detach": the last, and the attention
-            after it; "bilevel": the same, and the initial slots, positions and scales get the gradient of those that
-            enter it (Chang et al. 2022).
+        final_norm: return the slots after their layer norm, as SOLV's public code passes them on, instead of before it
+            (Biza et al.).
+        implicit: which iterations carry gradients. "none": all, as published. "detach": the last one, and the attention
+            after it. "bilevel": the same, and the initial slots, positions and scales get the gradient of those that
+            enter the last iteration (Chang et al. 2022).
 
     Raises:
         ValueError: if a size is not positive, the range is not 0 < low < high, or a choice is unknown.
@@ -175,14 +177,14 @@ class InvariantSlotAttention(nn.Module):
 
         Args:
             inputs: [B, M, Din] tokens; the module normalises them.
-            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]. A grid that requires a gradient gets
-                it, on every backend. Where tokens are dropped, pass the rows of those that are left, ``grid[kept]``.
+            grid: [M, 2] or [B, M, 2] position of each token, usually in [-1, 1]. It may require a gradient. If you drop
+                tokens, pass the rows of the tokens that are left: ``grid[kept]``.
             slots: [B, N, D] initial slots; the learned ones if None.
-            mask: [B, M] bool, False for tokens to ignore; they and their positions may be anything, NaN included.
+            mask: [B, M] bool, False for tokens to ignore. They and their positions may be anything, NaN included.
             positions: [B, N, 2] initial positions; the learned ones if None.
             scales: [B, N, 2] initial scales, not 0; the learned ones if None.
-            mlp_mask: [B, iterations, N, D] float factors of what the MLP adds to the slots in each iteration, such as a
-                dropout mask of the caller, 0 or 1 / (1 - p) (SOLV: p = 0.1); ones if None. It gets a gradient.
+            mlp_mask: [B, iterations, N, D] float factors of the MLP's output in each iteration, such as a dropout mask
+                of 0 and 1 / (1 - p) (SOLV: p = 0.1); ones if None. It gets a gradient.
 
         Returns:
             slots [B, N, D] (see ``final_norm``), attention [B, M, N], positions [B, N, 2] and scales [B, N, 2].
@@ -258,21 +260,21 @@ class InvariantSlotAttention(nn.Module):
         return _State(updated + added, positions, scales)
 
     def _tokens(self, x: Tensor, accumulate: torch.dtype) -> _Tokens:
-        """Everything that does not change between iterations."""
+        """The tensors that are the same in all iterations."""
         first = cast(nn.Linear, self.f[0])
         # Products of weights are computed in the weights' precision, without autocast: converting a rounded product
         # to a wider type would not undo the rounding.
         if self.norm_f is None:
-            # Two linear layers in a row are one. Merging them costs as much as a layer on Din tokens, and there are
-            # usually more. The biases of g and f are part of every pre-activation.
+            # Two linear layers in a row are merged. That takes as long as a layer on Din tokens, and there are usually
+            # more tokens. The biases of g and f are part of every pre-activation.
             with without_autocast(x.device):
                 constant = F.linear(self.g.bias, first.weight, first.bias)
                 merged = [first.weight @ layer.weight for layer in (self.to_k, self.to_v)]
                 frame = F.linear(self.g.weight.t(), first.weight)
             k, v = (F.linear(x, weight, constant) for weight in merged)
             return _Tokens(k, v, frame.to(accumulate), None)
-        # Before the ReLU everything is linear (centring too) except layer norm's division, and the variance is a
-        # quadratic form of the token's position in the slot's frame.
+        # Before the ReLU everything is linear (centring too) except the division of the layer norm. The variance is a
+        # quadratic form of the token's position relative to the slot.
         weight = first.weight * self.norm_f.weight
         k, v = (_centred(layer(x).to(accumulate) + self.g.bias) for layer in (self.to_k, self.to_v))
         axes = _centred(self.g.weight.t().to(accumulate))
@@ -314,7 +316,7 @@ class InvariantSlotAttention(nn.Module):
             scale_eps=self.scale_eps,
         )
         updates, attention, weights, positions, scales = INVARIANT_ATTENTION(arguments)
-        # With eps in the numerator the weights sum to 1, or to 0 where every token is masked: a constant.
+        # With eps in the numerator the weights sum to 1, or to 0 if every token is masked.
         mass = (weights if in_denominator else weights.detach()).sum(-1, keepdim=True)
         if self.scale_range is not None:
             scales = scales.clamp(*self.scale_range)

@@ -1,8 +1,8 @@
 """One iteration of invariant slot attention (Biza et al. 2023), between the linear layers.
 
-Both linear layers of f are moved out of the slots (see the module): f's second layer acts on N queries and N updates
-instead of N·M keys and values, its first on M tokens, and what is left for each pair of slot and token is a rank-2
-term, a ReLU and a product::
+Both linear layers of f are applied elsewhere (see the module): f's second layer to N queries and N updates instead of
+N·M keys and values, its first layer to M tokens. For each pair of slot and token a rank-2 term, a ReLU and a product
+are left::
 
     r[n, m]   = (grid[m] - position[n]) / (scale[n] * scale_factor)
     logit     = scale * q[n] · relu(k[m] + r[n, m] @ frame) + bias[n]           attention = softmax over slots
@@ -10,12 +10,12 @@ term, a ReLU and a product::
     update[n] = sum over tokens of weight * relu(v[m] + r[n, m] @ frame)
     position' = sum of weight * grid,    scale' = sqrt(sum of (weight + scale_eps) * (grid - position')²)
 
-A layer norm in front of f's first layer divides a pair's pre-activation by its standard deviation. A ReLU lets positive
-factors pass, so ``relu(p / σ + shift) = relu(p + σ shift) / σ``: with ``shift`` and the two deviations [B, N, M] given,
-``σ shift`` joins the pre-activation, and logits (before the bias) and weights of the updates are divided by σ.
+A layer norm before f's first layer divides the pre-activation of a pair by its standard deviation σ. For a positive σ,
+``relu(p / σ + shift) = relu(p + σ shift) / σ``. So with ``shift`` and the deviations [B, N, M], ``σ shift`` is added to
+the pre-activation, and logits (before the bias) and weights of the updates are divided by σ.
 
-The grid enters three times, so its gradient is a sum over slots of three terms, with ``pair`` the gradient of a pair's
-pre-activation, and the gradients of the new position (the part through the scale included) and of the variance::
+The grid is used three times, so its gradient is a sum over slots of three terms. ``pair`` is the gradient of a pair's
+pre-activation; the gradient of the new position includes the part through the scale::
 
     grad grid[m] = sum over slots of   pair[n, m] @ frame / (scale[n] * scale_factor)
                                      + weight[n, m] * grad position'[n]
@@ -32,13 +32,13 @@ from .._checks import describe
 from .._native import why_not_cpp
 from .._op import Op, Saved
 
-MOST_SLOTS_IN_TRITON = 128  # its softmax holds all slots of 16 tokens at a time
-# One thread of the C++ kernels does the work of 16 of PyTorch's operations, which share out a single sample, too.
+MOST_SLOTS_IN_TRITON = 128  # the softmax kernel holds all slots of 16 tokens
+# In C++ one thread computes a sample; it is as fast as 16 threads that share the sample in PyTorch's operations.
 THREADS_PER_SAMPLE = 16
 
 
 class Arguments(NamedTuple):
-    """Of one iteration; tensors without another dtype are float32, or float64 for float64 queries."""
+    """Arguments of an iteration. Tensors without a dtype here are float32, or float64 for float64 queries."""
 
     q: Tensor  # [B, N, D], any float dtype
     bias: Tensor  # [B, N]
@@ -53,9 +53,9 @@ class Arguments(NamedTuple):
     value_deviation: Tensor | None  # [B, N, M], with shift
     mask: Tensor | None  # [B, M] bool, False for tokens that are ignored
     scale: float  # of the logits
-    scale_factor: float  # how many scales one unit of a slot's frame spans
+    scale_factor: float  # factor of the scales in r
     eps: float
-    denominator: bool  # whether eps is added to the sum of the attention, and not to the attention
+    denominator: bool  # whether eps is added to the sum of the attention instead of to the attention
     scale_eps: float
 
 
@@ -63,7 +63,7 @@ GRID = Arguments._fields.index("grid")  # its place among the tensors of the arg
 
 
 class Results(NamedTuple):
-    """Of one iteration; all but the updates are float32, or float64 for float64 queries."""
+    """Results of an iteration. All but the updates are float32, or float64 for float64 queries."""
 
     updates: Tensor  # [B, N, D], dtype of q
     attention: Tensor  # [B, N, M]
@@ -83,19 +83,19 @@ class Cotangents(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Of the backward pass."""
+    """Arguments of the backward pass."""
 
     grads: Cotangents
     forward: Arguments
-    attention: Tensor  # [B, N, M], like the next three a result of the forward pass
+    attention: Tensor  # [B, N, M]; this and the next three are results of the forward pass
     weights: Tensor  # [B, N, M]
     positions: Tensor  # [B, N, 2]
     scales: Tensor  # [B, N, 2]
-    needs: list[bool]  # of each tensor of the arguments: whether a gradient is needed
+    needs: list[bool]  # whether each tensor of the arguments needs a gradient
 
 
 class Gradients(NamedTuple):
-    """Of the tensors of the arguments; [0] for each one that is not needed, which costs nothing for the grid."""
+    """Gradients of the tensors of the arguments; [0] for tensors that need none."""
 
     q: Tensor
     bias: Tensor
@@ -151,10 +151,10 @@ def _gradients(saved: Saved[Arguments, Results], *grads: Tensor | None) -> Gradi
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4, backward: bool = False) -> int:
-    """Least traffic of the op: the tokens' two parts, queries, updates, fp32 attention and weights, once each.
+    """Least memory traffic: keys, values, queries, updates, fp32 attention and weights, once each.
 
-    The backward pass reads those, and the gradient of the updates, and writes a gradient for each input; attention and
-    weights are followed by the gradient of the scores. Grids, frames and parameters are not counted.
+    The backward pass reads these and the gradient of the updates, and writes a gradient for each input and for the
+    scores. Grids, frames and parameters are not counted.
     """
     rows, pairs = batch * dim * itemsize, 4 * batch * slots * tokens
     if not backward:

@@ -1,6 +1,6 @@
-"""The core of invariant slot attention with its per-slot tensors written out, [B, N, M, D]: readable, and the oracle.
+"""An iteration of invariant slot attention with tensors [B, N, M, D] written out. It is the oracle of the backends.
 
-Everything is computed in float32 at least, whatever the input type.
+All arithmetic is float32 at least.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from .op import GRID, INVARIANT_ATTENTION, Arguments, BackwardArguments, Gradients, Results
 
-SMALLEST_VARIANCE = 1e-12  # the square root has no gradient at 0, where a slot holds a single token
+SMALLEST_VARIANCE = 1e-12  # the square root has no gradient at 0, the variance of a slot with one token
 
 
 class _Step(NamedTuple):
-    """Everything one iteration computes."""
+    """All tensors of an iteration."""
 
-    relative: Tensor  # [B, N, M, 2] tokens in each slot's frame
+    relative: Tensor  # [B, N, M, 2] positions of tokens relative to each slot
     keys: Tensor  # [B, N, M, D] output of the ReLU
     values: Tensor
     scores: Tensor  # [B, N, M] queries times keys
@@ -44,7 +44,7 @@ def _step(a: Arguments) -> _Step:
     total = weights.sum(-1, keepdim=True)
     if a.denominator:
         total = total + a.eps
-    total = total.masked_fill(total == 0, 1.0)  # every token masked: the slot gets a zero update, not NaN
+    total = total.masked_fill(total == 0, 1.0)  # if every token is masked, the update is 0 and not NaN
     weights = weights / total
 
     positions = weights @ a.grid
@@ -70,7 +70,7 @@ def invariant_attention(arguments: Arguments) -> Results:
 
 
 def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
-    """Gradients of the tensors, the step being recomputed; an empty tensor for each one that is not needed."""
+    """Gradients of the tensors; empty for tensors that need none. The iteration is computed again."""
     a, dtype = _accumulated(arguments.forward), accumulate_dtype(arguments.forward.q.dtype)
     step = _step(a)
     grads = (None if grad is None else grad.to(dtype) for grad in arguments.grads)
@@ -145,7 +145,7 @@ def _accumulated(arguments: Arguments) -> Arguments:
 
 
 def _hidden(tokens: Tensor, along: Tensor, shift: Tensor | None, deviation: Tensor | None) -> Tensor:
-    """Output of f's ReLU, [B, N, M, D], times the deviation if there is one: the ReLU lets positive factors pass."""
+    """Output of f's ReLU, [B, N, M, D], multiplied by the deviation if there is one."""
     hidden = tokens.unsqueeze(1) + along
     if shift is not None and deviation is not None:
         hidden = hidden + shift * deviation.unsqueeze(-1)

@@ -1,6 +1,6 @@
-"""The Triton kernels of invariant slot attention between its scores and its weights: [N, M] for each image, no D.
+"""The Triton kernels of invariant slot attention from scores to weights, [N, M] for each image.
 
-One program serves one image, since a weight depends on all tokens of its slot and on all slots of its token.
+One program computes one image, since a weight depends on all tokens of its slot and on all slots of its token.
 """
 # Triton would read annotations of a kernel's arguments as their types.
 # mypy: disable-error-code="no-untyped-def"
@@ -29,7 +29,7 @@ def _tokens(grid, kept, start, num_tokens, BLOCK_TOKENS: tl.constexpr):
 
 @triton.jit
 def _add_chunks(scores, chunks, stride, place, in_pair):
-    """The scores of the chunks of D added up, in a fixed order."""
+    """The sum of the scores of the chunks of D, in a fixed order."""
     total = tl.load(scores + place, mask=in_pair, other=0.0)
     for chunk in range(1, chunks):
         total += tl.load(scores + chunk * stride + place, mask=in_pair, other=0.0)
@@ -97,12 +97,12 @@ def softmax_over_slots(
         mean0 += tl.sum(weight * grid0, 1)
         mean1 += tl.sum(weight * grid1, 1)
     total += eps_below
-    total = tl.where(total == 0, 1.0, total)  # every token masked: the slot gets a zero update, not NaN
+    total = tl.where(total == 0, 1.0, total)  # if every token is masked, the update is 0 and not NaN
     mean0, mean1 = mean0 / total, mean1 / total
     tl.store(positions + n * 2, mean0, mask=in_n)
     tl.store(positions + n * 2 + 1, mean1, mask=in_n)
 
-    tl.debug_barrier()  # the weights stored above are read by other threads of this program below
+    tl.debug_barrier()  # below, other threads of this program read the weights stored above
     for start in range(0, num_tokens, BLOCK_TOKENS):
         m, in_m, keep, grid0, grid1 = _tokens(grid, kept, start, num_tokens, BLOCK_TOKENS)
         place, in_pair = n[:, None] * num_tokens + m[None, :], in_n[:, None] & in_m[None, :]
@@ -118,7 +118,7 @@ def softmax_over_slots(
 
 @triton.jit
 def _half_gradient(grad, scale, n, in_n):
-    """Gradient of the variance, [BLOCK_SLOTS, 1]: that of its root, which stops at the smallest variance."""
+    """Gradient of the variance, [BLOCK_SLOTS, 1], from that of its root; 0 at the smallest variance."""
     root = tl.load(scale + n * 2, mask=in_n, other=1.0)
     return tl.where(root > SMALLEST_SCALE, tl.load(grad + n * 2, mask=in_n, other=0.0) / (2 * root), 0.0)[:, None]
 
@@ -223,7 +223,7 @@ def softmax_backward(
     grad_mean1 = tl.load(grad_positions + n * 2 + 1, mask=in_n, other=0.0)[:, None]
     grad_mean0 -= 2 * grad_variance0 * offsets0[:, None]
     grad_mean1 -= 2 * grad_variance1 * offsets1[:, None]
-    mean_grad = average[:, None] + grad_mean0 * mean0 + grad_mean1 * mean1  # sum of weight * grid is the mean itself
+    mean_grad = average[:, None] + grad_mean0 * mean0 + grad_mean1 * mean1  # the sum of weight * grid is the mean
 
     bias_sum = tl.zeros([BLOCK_SLOTS], tl.float32)
     for start in range(0, num_tokens, BLOCK_TOKENS):

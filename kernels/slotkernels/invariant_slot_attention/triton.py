@@ -1,11 +1,10 @@
 """Invariant slot attention in Triton: launches and block sizes.
 
 Forward: scores (`reduce_width`), attention, weights and frames (`softmax_over_slots`), updates (`sum_over_tokens`).
-Backward: the values' scores and gradient (`reduce_width`), the gradient of the scores (`softmax_backward`), the keys'
-gradient (`reduce_width`), then `sum_over_tokens_backward` once for keys and once for values: the gradients of the
-queries, of f's frame part and of the slots' frames. Each of the first three also writes its part of the grid's gradient
-if that is needed. Partial sums are added in a fixed order, so results are the same bit for bit, and nothing waits for
-the host.
+Backward: scores and gradient of the values (`reduce_width`), the gradient of the scores (`softmax_backward`), the
+gradient of the keys (`reduce_width`), then `sum_over_tokens_backward` once for keys and once for values: the gradients
+of queries, frame weights, positions and scales. Each of the first three also writes its part of the grid's gradient if
+needed. Partial sums are added in a fixed order, so results are the same bit for bit. The GPU is never waited for.
 """
 
 from typing import Any, NamedTuple
@@ -19,8 +18,8 @@ from .kernels import reduce_width, sum_over_tokens, sum_over_tokens_backward
 from .op import GRID, Arguments, BackwardArguments, Cotangents, Gradients, Results
 from .softmax import softmax_backward, softmax_over_slots
 
-TARGET_PROGRAMS = 512  # about four for each multiprocessor; with fewer, an image's tokens are split among programs
-SMALLEST_SPLIT = 16  # steps of a program's loop, so that a split is worth its start and its partial sums
+TARGET_PROGRAMS = 512  # about four per multiprocessor; if there are fewer, programs share the tokens of an image
+SMALLEST_SPLIT = 16  # fewest steps of a program's loop; below, a split would take longer than it saves
 
 
 class Compiled(NamedTuple):
@@ -31,7 +30,7 @@ class Compiled(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Tensors that place the tokens in the slots' frames, and what that adds to f's pre-activation."""
+    """Tensors for the positions of tokens relative to slots, and for their part of f's pre-activation."""
 
     frame: Tensor  # [2, D]
     grid: Tensor  # [B, M, 2]
@@ -41,7 +40,7 @@ class _Place(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Keys or values, and what the backward pass multiplies them with."""
+    """Keys or values, and the tensors that the backward pass multiplies with them."""
 
     tokens: Tensor  # [B, M, D]
     coefficients: Tensor  # [B, N, M]
@@ -63,14 +62,14 @@ def _block_dim(dim: int) -> int:
 
 
 def width_chunks(dim: int) -> int:
-    """C, into how many chunks `reduce_width` cuts D."""
+    """C, the number of chunks of D in `reduce_width`."""
     return triton.cdiv(dim, _block_dim(dim))
 
 
 def width_launch(dim: int, gradient: bool) -> Compiled:
     """`reduce_width`: one warp with 32 elements of a tile for each thread, and as many of its gradient.
 
-    Left to itself the assembler keeps registers low enough for 12 warps at any price, spills included.
+    Without a limit the assembler uses few enough registers for 12 warps, and spills.
     """
     block = _block_dim(dim)
     blocks = {"DIM": dim, "BLOCK_TOKENS": 1024 // block, "BLOCK_DIM": block}
@@ -109,7 +108,7 @@ def _reduce_width(
     with_scores: bool = True,
     grad_grid: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Partial scores [C, B, N, M], those of the shift, and the gradient [B, M, D]; None for what is not asked for.
+    """Partial scores [C, B, N, M], those of the shift, and the gradient [B, M, D]; None if not requested.
 
     Partial gradients of the grid are written to ``grad_grid`` [C, B, M, 2].
     """
@@ -126,7 +125,7 @@ def _reduce_width(
 
 
 def _tokens_programs(compiled: Compiled, dim: int, sizes: _Sizes) -> tuple[tuple[int, int, int], int]:
-    """Slot groups of all images, chunks of D and splits of the tokens; and how many tokens a split has."""
+    """Grid: slot groups of all images, chunks of D, splits of the tokens; and the number of tokens of a split."""
     chunks, step = triton.cdiv(dim, compiled.blocks["BLOCK_DIM"]), compiled.blocks["BLOCK_TOKENS"]
     programs = sizes.batch * triton.cdiv(sizes.slots, compiled.blocks["BLOCK_SLOTS"])
     splits = max(1, min(TARGET_PROGRAMS // (programs * chunks), sizes.tokens // (SMALLEST_SPLIT * step)))
@@ -135,7 +134,7 @@ def _tokens_programs(compiled: Compiled, dim: int, sizes: _Sizes) -> tuple[tuple
 
 
 def _sums(values: Tensor, programs: tuple[int, int, int], sizes: _Sizes) -> Tensor:
-    """Empty sums over tokens [S, B, N, D]; one split leaves nothing to add up and is written in its final type."""
+    """Uninitialised sums over tokens [S, B, N, D]. A single split is the result and has its final dtype."""
     dtype = values.dtype if programs[2] == 1 else torch.float32
     return values.new_empty(programs[2], sizes.batch, sizes.slots, values.shape[2], dtype=dtype)
 
@@ -191,7 +190,7 @@ def _over(numerator: Tensor, denominator: Tensor | None) -> Tensor:
 
 
 def _prepared(arguments: Arguments) -> tuple[Arguments, _Place, _Sizes]:
-    """The arguments with contiguous tensors, and what all launches share."""
+    """The arguments with contiguous tensors, and the arguments that all launches have in common."""
     a = Arguments._make(t.contiguous() if isinstance(t, Tensor) else t for t in arguments)
     place = _Place(a.frame, a.grid, a.positions, a.scales, a.shift)
     return a, place, _Sizes(a.q.shape[0], a.k.shape[1], a.q.shape[1], a.scale_factor)
@@ -231,7 +230,7 @@ def invariant_attention_backward(arguments: BackwardArguments) -> Gradients:
     grad_frames = [torch.zeros_like(a.positions) if t is None else t for t in (grads.positions, grads.scales)]
     coefficients = _over(arguments.weights, a.value_deviation)
     chunks = width_chunks(a.q.shape[2])
-    # What values, keys and the softmax add to the grid's gradient.
+    # The parts of the grid's gradient from values, keys and the softmax.
     grid_parts = a.grid.new_empty(2 * chunks + 1, *a.grid.shape) if arguments.needs[GRID] else None
     of_values, of_keys, of_frames = (None,) * 3 if grid_parts is None else grid_parts.tensor_split((chunks, 2 * chunks))
     scores, value_shift, grad_v = _reduce_width(

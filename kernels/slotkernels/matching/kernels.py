@@ -1,5 +1,5 @@
-"""Triton kernel of the matching. Permutations are not read but computed: the digits of a permutation's rank in the
-factorial number system say which of the columns that are still free each row takes.
+"""Triton kernel of the matching. Permutations are computed instead of read from a table: each digit of a permutation's
+rank in the factorial number system selects the column of a row, among the columns that are still free.
 """
 
 import triton
@@ -11,10 +11,10 @@ def _next_column(rank, taken, step, left, P: tl.constexpr):
     """Column of the next row in the permutation of this rank, and the set of taken columns, as bits.
 
     Args:
-        rank: of the permutation in lexicographic order.
-        taken: columns of the rows before, as bits.
+        rank: number of the permutation in lexicographic order.
+        taken: columns of the previous rows, as bits.
         step: factorial of the number of rows that follow.
-        left: how many columns are free.
+        left: number of free columns.
     """
     digit = rank // step % left
     column = rank * 0

@@ -1,4 +1,4 @@
-"""Matching in plain PyTorch: the oracle of the kernel, and what a CPU runs.
+"""Matching in plain PyTorch, for CPUs and for tests of the kernel.
 
 For one pair of sets, the method is::
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .op import MATCH_SLOTS, Arguments
 
-BLOCK = 1 << 17  # sums that are made at a time: they stay in a CPU's cache
+BLOCK = 1 << 17  # sums computed at a time, so that they stay in a CPU's cache
 
 
 @MATCH_SLOTS.composite
@@ -39,7 +39,7 @@ def _best(similarity: Tensor, table: Tensor) -> Tensor:
 def permutations(count: int, device: torch.device) -> Tensor:
     """All permutations of 0 … count-1 in lexicographic order: int64 [count!, count].
 
-    They are made on the device, since a CUDA graph cannot hold a copy from the host.
+    They are computed on the device, since a CUDA graph cannot contain a copy from the host.
     """
     table = torch.zeros(1, 0, dtype=torch.int64, device=device)
     for size in range(1, count + 1):

@@ -1,4 +1,4 @@
-"""Clustering by csrc/cuda/merging.cu: PyTorch gives the op of cpp.py this kernel for tensors on a GPU."""
+"""Clustering by csrc/cuda/merging.cu: for tensors on a GPU, PyTorch runs this kernel for the op of cpp.py."""
 
 from .cpp import cluster_slots
 

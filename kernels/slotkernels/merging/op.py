@@ -1,4 +1,4 @@
-"""The two ops of merging: which slots describe one object (``cluster_slots``), and their union (``merge_slots``)."""
+"""``cluster_slots`` finds slots that describe the same object; ``merge_slots`` joins them."""
 
 import math
 from typing import NamedTuple
@@ -11,16 +11,16 @@ from .._native import why_not_cpp, why_not_cuda
 from .._op import Op, Saved
 
 LINKAGES = ("complete", "average", "single")
-MOST_SLOTS_ON_CUDA = 256  # a set is clustered by one block
+MOST_SLOTS_ON_CUDA = 256  # one block of threads clusters a set
 
 
 class ClusterArguments(NamedTuple):
-    """Arguments of ``cluster_slots``; the rule that is not used is set so that it never stops a merge."""
+    """Arguments of ``cluster_slots``. Of threshold and n_clusters, the unused one has a value that stops no merge."""
 
     slots: Tensor  # [B, K, D]
     threshold: float  # merge while the distance is less; infinite for no threshold
     mask: Tensor | None  # [B, K] bool
-    n_clusters: int  # merge until so many are left; 1 for no limit
+    n_clusters: int  # merge until this many are left; 1 for no limit
     linkage: str
     min_clusters: int
 
@@ -117,49 +117,49 @@ def cluster_slots(
     min_clusters: int = 1,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Agglomerative clustering of each set of slots under the cosine distance, as SOLV merges its slots.
+    """Find slots that describe the same object: agglomerative clustering under the cosine distance, as in SOLV.
 
-    Gives the partitions of scikit-learn's ``AgglomerativeClustering(n_clusters, metric="cosine", linkage=linkage,
-    distance_threshold=threshold)``, for all sets at once. Not differentiable. Shapes are static and nothing waits for
-    the host, so it can be captured in a CUDA graph.
+    The result is that of scikit-learn's ``AgglomerativeClustering(n_clusters, metric="cosine", linkage=linkage,
+    distance_threshold=threshold)``, for all sets at once. There is no gradient. Shapes are static and the GPU is never
+    waited for, so a CUDA graph can contain the call.
 
-    Ties are broken as in SciPy's ``linkage``, which scikit-learn calls. Complete and average linkage follow chains of
-    nearest neighbours from the slot of the lowest index; among equal neighbours they prefer the previous cluster of the
-    chain, then the lowest index. Single linkage grows a tree from the first slot. Merges of equal height count in the
-    order in which they are found.
+    Ties are decided as in SciPy's ``linkage``, which scikit-learn calls. Complete and average linkage follow chains of
+    nearest neighbours from the slot with the lowest index. Among equal neighbours they prefer the previous cluster of
+    the chain, then the lowest index. Single linkage grows a tree from the first slot. Merges of equal height count in
+    the order in which they are found.
 
-    Distances are computed in float64. Where the products of two slots are exact (small integers, one-hot slots) they
-    are SciPy's to the last bit; otherwise they differ from SciPy's by at most (4 D + 16) 2^-53, and the partition can
-    differ only where a distance is that close to the threshold or to another distance. This includes equal slots whose
-    products are rounded: their distance is 0 or a rounding error, so ``n_clusters`` may merge any of several equal
-    pairs first.
+    Distances are float64. If the products of two slots are exact (small integers, one-hot slots), distances have the
+    same bits as SciPy's. Otherwise they differ from SciPy's by at most (4 D + 16) 2^-53, and the clusters can differ
+    only if a distance is that close to the threshold or to another distance. For example, the distance of equal slots
+    is 0 or a rounding error, so ``n_clusters`` may merge any of several equal pairs first.
 
-    A slot of zeros is at distance 1 from every other (scikit-learn refuses it). A slot with an infinity or a NaN is at
-    an infinite distance and never merges, even where ``n_clusters`` asks for it.
+    A slot of zeros is at distance 1 from all others (scikit-learn refuses it). A slot with an infinity or NaN is never
+    merged, even if ``n_clusters`` requires it.
 
     Args:
         slots: [B, K, D]; float32, float64, bfloat16 or float16.
         threshold: clusters are merged while their distance is less than this; distances are in [0, 2].
-        mask: [B, K] bool; slots where it is False are ignored.
-        n_clusters: clusters are merged until this many are left, instead of ``threshold``. Sets with fewer slots than
-            this stay as they are.
-        linkage: the distance of two clusters is that of their farthest pair ("complete"), the mean over all pairs
-            ("average") or that of their nearest pair ("single").
-        min_clusters: if fewer clusters than this would be left of a set, none of its slots are merged. SOLV cancels
-            merges that leave at most two clusters: ``min_clusters=3``.
+        mask: [B, K] bool, False for slots to ignore.
+        n_clusters: clusters are merged until this many are left; pass it instead of ``threshold``. Sets with fewer
+            slots do not change.
+        linkage: how the distance of two clusters is defined: by their farthest pair ("complete"), the mean over all
+            pairs ("average"), or their nearest pair ("single").
+        min_clusters: if fewer clusters than this would be left of a set, none of its slots are merged. SOLV:
+            ``min_clusters=3``.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        labels int64 [B, K], 0..C-1 in the order of each cluster's first member, -1 where masked; and C, int64 [B].
+        labels, int64 [B, K]: 0..C-1, numbered in the order of the first members, -1 for masked slots. And the number
+        of clusters C, int64 [B].
 
     Raises:
-        ValueError: if a shape or dtype is not as above, unless exactly one of ``threshold`` (finite) and ``n_clusters``
-            (at least 1) is given, if the linkage is unknown, or if ``min_clusters`` is not in 1..``n_clusters``.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        ValueError: if a shape or dtype is not as above, if not exactly one of ``threshold`` (finite) and ``n_clusters``
+            (at least 1) is passed, if the linkage is unknown, or if ``min_clusters`` is not in 1..``n_clusters``.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
-        >>> slots = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]])  # the first and the last are alike
+        >>> slots = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.9, 0.1]]])  # the first and the last are similar
         >>> labels, counts = slotkernels.cluster_slots(slots, threshold=0.15)
         >>> labels, counts
         (tensor([[0, 1, 0]]), tensor([2]))
@@ -195,21 +195,21 @@ def merge_slots(
     Args:
         slots: [B, K, D].
         attention: [B, M, K], any float dtype.
-        labels: int64 [B, K] from :func:`cluster_slots`; slots labelled -1 are dropped, whatever they contain.
+        labels: int64 [B, K] from :func:`cluster_slots`. Slots with label -1 are dropped, whatever they contain.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        slots [B, K, D], attention [B, M, K] and valid [B, K] bool: cluster c is at index c, and what follows the last
-        cluster is zero and not valid. Shapes do not depend on the data. Differentiable in slots and attention.
+        slots [B, K, D], attention [B, M, K] and valid [B, K] bool. Cluster c is at index c. Entries after the last
+        cluster are zero, and ``valid`` is False there. Differentiable in slots and attention.
 
     Raises:
         ValueError: if shapes or dtypes disagree.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
         >>> slots = torch.tensor([[[1.0, 0.0], [0.0, 4.0], [3.0, 0.0]]])
-        >>> attention = torch.tensor([[[0.5, 0.3, 0.2]]])  # of one token
+        >>> attention = torch.tensor([[[0.5, 0.3, 0.2]]])  # for one token
         >>> merged, summed, valid = slotkernels.merge_slots(slots, attention, torch.tensor([[0, 1, 0]]))
         >>> merged[0].tolist(), valid.tolist()
         ([[2.0, 0.0], [0.0, 4.0], [0.0, 0.0]], [[True, True, False]])
@@ -220,7 +220,7 @@ def merge_slots(
 
 
 def bytes_moved(batch: int, slots: int, tokens: int, dim: int, itemsize: int = 4) -> int:
-    """Least traffic of clustering and merging: slots and attention read and written once, labels written."""
+    """Least memory traffic of both: slots and attention are read and written once, labels are written."""
     return 2 * batch * slots * (dim + tokens) * itemsize + 8 * batch * slots
 
 

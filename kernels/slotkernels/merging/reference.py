@@ -1,4 +1,4 @@
-"""Clustering and merging of slots in plain PyTorch: the oracle of every other backend.
+"""Clustering and merging of slots in plain PyTorch. Every other backend is tested against it.
 
 For one set of slots, the method is::
 
@@ -7,8 +7,8 @@ For one set of slots, the method is::
         replace them by their union
     slots, attention = [mean of the members' vectors], [sum of the members' attention]
 
-All sets are clustered at once, without reading anything back to the host: each step is a masked update of every set,
-and the merges that a rule excludes are left out afterwards.
+All sets are clustered at once, and the host reads nothing: each step is a masked update of every set. Merges that a
+rule excludes are removed afterwards.
 """
 
 import math
@@ -31,7 +31,7 @@ from .op import (
 
 
 def cluster_slots(arguments: ClusterArguments) -> Clusters:
-    """Build the whole tree of merges, select the lowest ones that the rule allows, and number what they connect."""
+    """Compute all merges, select the lowest ones that the rule allows, and number the clusters that they connect."""
     slots, threshold, mask, n_clusters, linkage, min_clusters = arguments
     batch, count, _ = slots.shape
     index = torch.arange(count, device=slots.device)
@@ -69,7 +69,7 @@ def merge_slots(arguments: MergeArguments) -> Merged:
 
 
 def merge_slots_backward(arguments: MergeBackwardArguments) -> MergeGradients:
-    """Each member gets its share of the cluster's gradient: 1 / size of the slot's, all of the attention's."""
+    """Each member gets the cluster's gradient: for slots divided by the number of members, for attention all of it."""
     grad_slots, grad_attention, (slots, attention, labels) = arguments
     member, sizes = _membership(labels, accumulate_dtype(slots.dtype))
     if grad_slots is None:
@@ -83,13 +83,13 @@ def merge_slots_backward(arguments: MergeBackwardArguments) -> MergeGradients:
 
 
 def _membership(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """One-hot membership [B, K, C] with C = K, and how many members each cluster has [B, C]."""
+    """One-hot membership [B, K, C] with C = K, and the number of members of each cluster [B, C]."""
     onehot = labels.unsqueeze(2) == torch.arange(labels.shape[1], device=labels.device)
     return onehot.to(dtype), onehot.sum(1)
 
 
 class _Merge(NamedTuple):
-    """One step of every problem: the two clusters it merged and their distance, infinite where it merged none."""
+    """One step of every problem: the two clusters that it merged and their distance (infinite if none)."""
 
     lower: Tensor  # [B, 1]
     upper: Tensor  # [B, 1]
@@ -140,7 +140,7 @@ def _along_chains(distances: Tensor, average: bool) -> list[_Merge]:
     chain = index.new_zeros(batch, count)
     length = index.new_zeros(batch, 1)
     merges = []
-    may_read = distances.device.type == "cpu" and not is_compiling()  # it costs nothing on a CPU, a wait elsewhere
+    may_read = distances.device.type == "cpu" and not is_compiling()  # only on a CPU: other devices would have to wait
     for _ in range(3 * count):
         if may_read and not left.any():
             break
@@ -164,14 +164,14 @@ def _along_chains(distances: Tensor, average: bool) -> list[_Merge]:
         distances = _fold(distances, lower, upper, joined, joins)
         sizes = torch.where((index == upper) & joins, sizes + _pick(sizes, lower), sizes)
         left = left & ~((index == torch.where(joins, lower, last)) & ~grows)
-        position = length.remainder(count)  # a chain is never longer, but for the rounding of averages
+        position = length.remainder(count)  # a chain is longer only by rounding of averages
         chain = torch.where(grows & (index == position), nearest, chain)
         length = (torch.where(grows, position + 1, length - 1) - joins.long()).clamp_min(0)
     return merges
 
 
 def _along_tree(distances: Tensor) -> list[_Merge]:
-    """Single linkage by Prim's algorithm, as in SciPy: the tree so far is one cluster, at the slot that came last."""
+    """Single linkage by Prim's algorithm, as in SciPy. The present tree is one cluster, stored at its last slot."""
     batch, count, _ = distances.shape
     index = torch.arange(count, device=distances.device)
     left = torch.ones(batch, count, dtype=torch.bool, device=distances.device)

@@ -1,8 +1,9 @@
-"""Triton kernels of the mixture over slots: one pass over the hidden layer each way. ``triton.py`` launches them.
+"""Triton kernels of the mixture over slots. ``triton.py`` launches them.
 
-A program holds rows of H numbers, one for each of its patches, and goes through their slots one after the other, so K
-may be any number. Rows are padded to a power of two with masked lanes; arithmetic is float32. The weight's gradient is
-reduced in two stages without atomics: each program writes the sum of its own rows, then one sum runs over the programs.
+Forward and backward read the hidden layer once. A program holds one row of H numbers for each of its patches and
+processes their slots one after the other. Rows are padded to a power of two with masked lanes; arithmetic is float32.
+The gradient of the weight is summed in two stages without atomics: each program writes the sum over its rows, and one
+sum over the programs follows.
 """
 # Triton would read annotations of a kernel's arguments as their types.
 # mypy: disable-error-code="no-untyped-def"
@@ -18,7 +19,7 @@ def _load(pointer, offsets, mask):
 
 @triton.jit
 def _tile(step, rows, patches, slots, H: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """Rows of B M [ROWS] and which exist, columns [1, BLOCK], samples [ROWS], and offsets of the patches in slot 0."""
+    """Rows of B·M [ROWS] and whether they exist, columns [1, BLOCK], samples [ROWS], offsets of patches in slot 0."""
     row = step.to(tl.int64) * ROWS + tl.arange(0, ROWS)  # 64 bits: hidden may hold more than 2^31 numbers
     sample = row // patches
     column = tl.arange(0, BLOCK)[None, :]
@@ -28,7 +29,7 @@ def _tile(step, rows, patches, slots, H: tl.constexpr, BLOCK: tl.constexpr, ROWS
 
 @triton.jit
 def _slot(hidden, valid, k, first, sample, exists, slots, patches, column, H: tl.constexpr):
-    """Rows of slot k [ROWS, BLOCK], 0 where it is not valid, and which exist and are valid [ROWS]."""
+    """Rows of slot k [ROWS, BLOCK], 0 where it is not valid; and whether they exist and are valid [ROWS]."""
     counts = exists & (k < slots)
     if valid is not None:
         counts = counts & (tl.load(valid + sample * slots + k, mask=counts, other=0) != 0)
@@ -53,8 +54,8 @@ def mix_forward_kernel(
 ):
     """A program reads the K rows of ROWS patches once, and writes a row and K masks for each.
 
-    Registers hold the mixture so far, relative to the largest logit so far (an online softmax), one slot's rows, those
-    of the next, which are on their way meanwhile, and the logits. Nothing is read a second time.
+    Registers hold the partial mixture, relative to the largest logit until now (an online softmax), the rows of one
+    slot, those of the next slot, which are being loaded, and the logits. Nothing is read twice.
     Floor: reading hidden; the mixture is a K-th of that, the masks an H-th (bytes_moved).
     """
     row, exists, column, sample, first = _tile(tl.program_id(0), rows, patches, slots, H, BLOCK, ROWS)
@@ -71,7 +72,7 @@ def mix_forward_kernel(
         logit = tl.where(counts, tl.sum(value * vector, 1), float("-inf"))
         logits = tl.where(index == k, logit[:, None], logits)
         larger = tl.maximum(largest, logit)
-        base = tl.where(larger == float("-inf"), 0.0, larger)  # no valid slot so far: exp(-inf - 0) is 0, not NaN
+        base = tl.where(larger == float("-inf"), 0.0, larger)  # no valid slot until now: exp(-inf - 0) is 0, not NaN
         shrink, share = tl.exp(largest - base), tl.exp(logit - base)
         total = total * shrink + share
         mixture = mixture * shrink[:, None] + value * share[:, None]
@@ -107,10 +108,10 @@ def mix_backward_kernel(
     """A program reads, `steps` times, the K rows of ROWS patches and their gradient, and writes K rows of gradient.
 
     With d[k] the gradient of mask k and D = Σ mask d, the gradient of hidden is mask (∂mixed + (d - D) weight), which
-    needs D but no hidden, and that of the weight Σ mask d hidden - D Σ mask hidden. So the first loop reads a slot once
-    and keeps d and both sums in registers, and the second only writes.
-    Floor: hidden read once and written once; the gradient of the mixture is a K-th of that (bytes_moved), and the sums
-    of a program add a row to the 2 K or more of each of its patches.
+    needs D but not hidden. That of the weight is Σ mask d hidden - D Σ mask hidden. So the first loop reads each slot
+    once and keeps d and both sums in registers, and the second loop only writes.
+    Floor: hidden is read once, its gradient written once; the gradient of the mixture is a K-th of that (bytes_moved).
+    The sums of a program add one row to the 2 K or more rows of each of its patches.
     """
     columns = tl.arange(0, BLOCK)[None, :]
     index = tl.arange(0, SLOTS)[None, :]

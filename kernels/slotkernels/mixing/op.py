@@ -1,7 +1,7 @@
 """The end of a broadcast decoder: one logit for each slot and patch, softmax over slots, and the mixture of the slots.
 
-Both results come from one reading of the hidden layer, and so does the gradient: nothing of its size exists beside it
-and its gradient, also not the product of masks and hidden layer that plain PyTorch would make.
+Both results are computed while the hidden layer is read once, and so is the gradient. Besides the hidden layer and its
+gradient no tensor of this size is stored; plain PyTorch would store the product of masks and hidden layer.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ MAX_SLOTS = 256  # logits of a patch that they hold there
 
 
 class Arguments(NamedTuple):
-    """Of one call."""
+    """Arguments of a call."""
 
     hidden: Tensor  # [B, K, M, H]
     weight: Tensor  # [H]
@@ -41,7 +41,7 @@ class Cotangents(NamedTuple):
 
 
 class BackwardArguments(NamedTuple):
-    """Of the backward pass. It reads no bias, since a softmax does not depend on what all logits share."""
+    """Arguments of the backward pass. The bias is missing: it adds the same to all logits, and changes no softmax."""
 
     grads: Cotangents
     hidden: Tensor  # [B, K, M, H]
@@ -51,7 +51,7 @@ class BackwardArguments(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the arguments that have one."""
+    """Gradients of the arguments that have one."""
 
     hidden: Tensor  # [B, K, M, H]
     weight: Tensor  # [H] in the dtype of the masks
@@ -96,7 +96,7 @@ def _why_not_triton(arguments: Arguments | BackwardArguments) -> str | None:
     return f"{slots} slots, at most {MAX_SLOTS}" if slots > MAX_SLOTS else why_not_triton(arguments)
 
 
-# Contiguous: rows lie one after the other for the kernels, and results have the strides of the empty ones.
+# Contiguous: the kernels read rows one after the other, and results have the strides of the empty ones.
 MIX_SLOTS = Op("mix_slots", _empty, check=_check, contiguous=True)
 MIX_SLOTS.add("triton", "slotkernels.mixing.triton", supports=_why_not_triton)
 MIX_SLOTS.add("reference", "slotkernels.mixing.reference")
@@ -119,35 +119,35 @@ def mix_slots(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Softmax over slots, and the mixture of the slots, at every patch: the end of a broadcast decoder.
+    """Softmax over the slots and weighted mean of the slots at every patch: the end of a broadcast decoder.
 
-    For each patch m, with α the last output of the decoder's MLP (Watters et al. 2019; Seitzer et al. 2023)::
+    For each patch m (Watters et al. 2019; Seitzer et al. 2023)::
 
         α[k, m] = hidden[k, m] · weight + bias
         masks[m, k] = softmax over the valid k of α[k, m]
         mixed[m] = Σ_k masks[m, k] hidden[k, m]
 
-    Decoders as published apply a last linear layer to every slot and mix what comes out. Masks sum to 1, so the layer
-    may be applied to the mixture instead, Σ m (W h + b) = W (Σ m h) + b: K times fewer products, and no tensor of
+    Published decoders apply a last linear layer to every slot and mix the results. Masks sum to 1, so you may apply the
+    layer to the mixture instead: ``Σ m (W h + b) = W (Σ m h) + b``. This needs K times fewer products, and no tensor of
     slots times patches times features.
 
     Args:
-        hidden: [B, K, M, H], the last hidden layer at each slot and patch; float32, float64, bfloat16 or float16. It
+        hidden: [B, K, M, H], the last hidden layer for each slot and patch; float32, float64, bfloat16 or float16. It
             is copied if it is not contiguous.
-        weight: [H], of the linear layer that gives α; any of these dtypes (float64 with float64 alone).
-        bias: [] or [1], of that layer. It is a part of every logit of a patch, so neither result depends on it, and its
-            gradient is 0.
-        valid: [B, K] bool; a slot where it is False gets the mask 0, and its hidden layer, whatever it contains, is
-            not read and gets the gradient 0. Where no slot of a sample is valid, masks, mixture and gradients are 0.
+        weight: [H], weight of the linear layer that gives α; any of these dtypes (float64 only with float64).
+        bias: [] or [1], bias of that layer. It adds the same number to all logits of a patch, so the results do not
+            depend on it and its gradient is 0.
+        valid: [B, K] bool, False for slots to leave out. Their mask is 0; their hidden layer is not read, may contain
+            anything, and gets the gradient 0. If no slot of a sample is valid, masks, mixture and gradients are 0.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        mixed [B, M, H] in the dtype of ``hidden``, and masks [B, M, K], float32 (float64 for float64). Softmax and
-        sums have the precision of the masks. Differentiable in hidden, weight and bias.
+        mixed [B, M, H] in the dtype of ``hidden``, and masks [B, M, K] in float32 (float64 for float64). Differentiable
+        in hidden, weight and bias.
 
     Raises:
         ValueError: if shapes, dtypes or devices disagree.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
@@ -162,10 +162,13 @@ def mix_slots(
 def bytes_moved(
     batch: int, slots: int, patches: int, dim: int, itemsize: int = 4, *, backward: bool = False, masks: bool = True
 ) -> int:
-    """Least traffic: hidden layer, mixture and float32 masks once, and backward the gradients of all three.
+    """Least memory traffic: hidden layer, mixture and float32 masks once; backward, the gradients of all three too.
 
     Args:
-        batch, slots, patches, dim: B, K, M and H.
+        batch: B.
+        slots: K.
+        patches: M.
+        dim: H.
         itemsize: bytes of an element of ``hidden``.
         backward: count the backward pass instead.
         masks: whether the masks have a gradient too.

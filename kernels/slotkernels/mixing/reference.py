@@ -1,4 +1,4 @@
-"""Softmax over slots and their mixture in plain PyTorch: the oracle of the kernels, and what a CPU runs."""
+"""Softmax over slots and their mixture in plain PyTorch, for CPUs and for tests of the kernels."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from .op import MIX_SLOTS, Arguments, BackwardArguments, Gradients, Mixture
 
 @MIX_SLOTS.composite
 def composite_mix_slots(arguments: Arguments) -> tuple[Tensor, Tensor]:
-    """The textbook, which PyTorch differentiates in every mode; it makes a product of the size of the hidden layer."""
+    """The textbook form, which PyTorch differentiates in every mode. It stores a product of the size of ``hidden``."""
     hidden, weight, bias, valid = arguments
     precise = accumulate_dtype(hidden.dtype)
     wide = hidden.to(precise)  # [B, K, M, H]
     if valid is not None:
-        wide = wide.masked_fill(~valid[:, :, None, None], 0)  # before a product could make 0 · inf of it
+        wide = wide.masked_fill(~valid[:, :, None, None], 0)  # a product would make NaN of 0 · inf
     alpha = (wide @ weight.to(precise) + bias.to(precise)).mT  # [B, M, K]
     masks = _softmax(alpha, valid)
     mixed = (masks.mT.unsqueeze(-1) * wide).sum(1)  # [B, M, H]
@@ -22,8 +22,8 @@ def composite_mix_slots(arguments: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def mix_slots(arguments: Arguments) -> Mixture:
-    """The same, slot by slot: what it makes besides its results is no larger than they are."""
-    hidden, weight, _, valid = arguments  # the bias would change no result
+    """The same, slot by slot, so that temporary tensors are no larger than the results."""
+    hidden, weight, _, valid = arguments  # without the bias, which changes no result
     batch, slots, patches, dim = hidden.shape
     precise = accumulate_dtype(hidden.dtype)
     vector = weight.to(precise)
@@ -38,7 +38,7 @@ def mix_slots(arguments: Arguments) -> Mixture:
 
 
 def mix_slots_backward(arguments: BackwardArguments) -> Gradients:
-    """With d = ∂α, a slot's gradient is mask · ∂mixed + d · weight, and that of the weight the sum of d · hidden."""
+    """With d = ∂α, the gradient of a slot is mask · ∂mixed + d · weight, that of the weight the sum of d · hidden."""
     (grad_mixed, grad_masks), hidden, weight, valid, masks = arguments
     slots, precise = hidden.shape[1], masks.dtype
     vector = weight.to(precise)

@@ -10,11 +10,11 @@ from .._triton import launch
 from .kernels import mix_backward_kernel, mix_forward_kernel
 from .op import Arguments, BackwardArguments, Gradients, Mixture
 
-# Elements of a row that a warp holds: each takes 2 registers of a thread forward (mixture and weight) and 4 backward,
-# and loads of two slots are on their way. A warp that has whole rows needs no other one for their sums.
+# Elements of a row that a warp holds. Each takes 2 registers of a thread forward (mixture and weight) and 4 backward,
+# and two slots are being loaded. A warp with whole rows can compute their sums without other warps.
 FORWARD_TILE, BACKWARD_TILE = 1024, 512
 MAX_ROWS = 16
-MAX_PROGRAMS = 2048  # of a backward pass: what the second stage of the sums reads stays in the L2 cache
+MAX_PROGRAMS = 2048  # most programs of a backward pass, so that their sums stay in the L2 cache
 
 
 class Plan(NamedTuple):
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
     rows: int  # B M
     tiles: int
-    steps: int  # tiles that a program goes through
+    steps: int  # tiles that a program computes
     programs: int
 
 
@@ -35,7 +35,7 @@ def configuration(dim: int, slots: int, tile: int) -> dict[str, Any]:
 
 
 def plan(hidden: Tensor, rows_a_tile: int, most_programs: int | None = None) -> Plan:
-    """Divide the patches of ``hidden`` [B, K, M, H]; each program goes through one tile unless there is a limit."""
+    """Divide the patches of ``hidden`` [B, K, M, H]; each program computes one tile unless there is a limit."""
     rows = hidden.shape[0] * hidden.shape[2]
     tiles = triton.cdiv(rows, rows_a_tile)
     steps = 1 if most_programs is None else max(1, triton.cdiv(tiles, most_programs))

@@ -1,15 +1,15 @@
 """Triton kernel of ``propagate_labels``: product, bilinear upsampling and argmax in one launch.
 
-A cell is the rectangle of pixels between four patch centres; cells at the border lie between a centre and its copy. A
-program labels a tile of up to BLOCK_Y by BLOCK_X pixels in one row of cells. There an object's score is linear in y,
-and the two ends of the line depend on x alone. So an object needs two numbers for each column of pixels, and then one
-multiply-add for each pixel.
+A cell is the rectangle of pixels between four patch centres. (At the border, centres are repeated.) A program labels a
+tile of up to BLOCK_Y by BLOCK_X pixels in one row of cells. In a cell the score of an object is linear in y, and the
+ends of this line depend on x only. So an object needs two numbers for each column of pixels, and then one multiply-add
+for each pixel.
 
-The product is computed here, and not by a launch before, because it is cheap. A tile of 14x64 pixels (grid 24x36,
-336x504 pixels) needs the scores of 2x7 patches: 14·N·K multiply-adds, half of one for each pixel and object at N = 32,
-where each pixel and object takes 5 instructions anyway. Attention is read about three times, all but once from the L2
-cache: 12 MB for 36 frames. Scores in memory would be 1 MB to write and 2 MB to read, would need another launch, and a
-buffer that grows with the video.
+The product of the attention maps is computed in this kernel instead of in a launch before, because it is cheap. A tile
+of 14x64 pixels (grid 24x36, 336x504 pixels) needs the scores of 2x7 patches: 14·N·K multiply-adds. At N = 32 that is
+half of one for each pixel and object, which takes 5 instructions anyway. Attention is read about three times, but only
+once from memory and else from the L2 cache: 12 MB for 36 frames. Scores in memory would be 1 MB to write and 2 MB to
+read, and need another launch and a buffer that grows with the video.
 """
 # Triton would read annotations of a kernel's arguments as their types.
 # mypy: disable-error-code="no-untyped-def"
@@ -22,19 +22,19 @@ NO_LABEL = tl.constexpr(256)
 
 @triton.jit
 def _distance(pixel, patches, pixels):
-    """From the centre of patch -1 to a pixel, in patches times ``2 * pixels``: an integer, so nothing is rounded."""
+    """Distance from the centre of patch -1 to a pixel, in units of 1 / (2 * pixels) patches: an exact integer."""
     return (2 * pixel + 1) * patches + pixels
 
 
 @triton.jit
 def _cell(pixel, patches, pixels):
-    """Cell c of a pixel: between patches c - 1 and c."""
+    """The cell of a pixel; cell c is between patches c - 1 and c."""
     return (_distance(pixel, patches, pixels).to(tl.uint32) // (2 * pixels).to(tl.uint32)).to(tl.int32)
 
 
 @triton.jit
 def _share(pixel, cell, patches, pixels):
-    """Weight of the later patch of its cell in a pixel's interpolation."""
+    """Weight of the later patch of the cell in the interpolation of a pixel."""
     return (_distance(pixel, patches, pixels) - cell * 2 * pixels).to(tl.float32) / (2.0 * pixels)
 
 
@@ -64,7 +64,7 @@ def _objects(rows, stride, merged, k, inside, objects, BLOCK_N: tl.constexpr, BL
 
 @triton.jit
 def count_labels(label, inside, x, y, areas, extents, out_height, out_width):
-    """Add a tile of labels to its frame's areas and extents: sums and maxima of integers, equal in any order."""
+    """Add a tile of labels to areas and extents of its frame. They are integers, so the order has no effect."""
     label = tl.where(inside, label, NO_LABEL)
     current = tl.min(label)
     while current < NO_LABEL:  # over the objects in the tile, mostly one or two
@@ -94,10 +94,10 @@ def labels_kernel(
     BLOCK_Y: tl.constexpr, BLOCK_X: tl.constexpr, COLUMNS: tl.constexpr, PAIRS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Reads the attention of 2 x COLUMNS patches, all of the frame's video attention; writes BLOCK_Y x BLOCK_X labels.
+    """Reads the attention of 2 x COLUMNS patches and the frame's video attention; writes BLOCK_Y x BLOCK_X labels.
 
-    Registers: scores of BLOCK_K objects at all pixels of the tile, and the best so far. Shared memory: the patches'
-    scores, on their way to columns of pixels. Floor: 5 instructions for a pixel and object; one byte written a pixel.
+    Registers: scores of BLOCK_K objects at all pixels of the tile, and the best score until now. Shared memory: scores
+    of patches, to distribute them to columns of pixels. Floor: 5 instructions per pixel and object, one byte per pixel.
     """
     tile, row = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     chunk, cell_y = row % chunks, row // chunks
@@ -121,7 +121,7 @@ def labels_kernel(
     else:
         first_cell = _cell(tile * BLOCK_X, width, out_width)
         column = first_cell - 1 + place
-        left = tl.minimum(cell_x - first_cell, COLUMNS - 2)  # columns past the frame's end may lie further
+        left = tl.minimum(cell_x - first_cell, COLUMNS - 2)  # columns after the end of the frame may be further away
     column = tl.minimum(tl.maximum(column, 0), width - 1)
     row = tl.minimum(tl.maximum(cell_y - 1 + patch // COLUMNS, 0), height - 1)
     patches = image + b * image_batch + t * image_frame + (row * width + column).to(tl.int64)[:, None] * image_patch
@@ -149,14 +149,14 @@ def labels_kernel(
         total = top_left + top_right + bottom_left + bottom_right
         top = top_left + across[None, :] * (top_right - top_left)
         drop = bottom_left + across[None, :] * (bottom_right - bottom_left) - top
-        # An object that is NaN at one of the four patches wins all pixels between them; k >= objects wins none.
+        # An object with NaN at one of the four patches wins all pixels between them. k >= objects wins no pixel.
         special = (total != total) | (k >= objects)[:, None]
         top = tl.where(special, tl.where(k < objects, float("inf"), float("-inf"))[:, None], top)
         drop = tl.where(special, 0.0, drop)
         score = top[:, None, :] + down[None, :, None] * drop[:, None, :]
         number = tl.arange(0, BLOCK_K)[:, None, None]
         highest = tl.max(score, 0)
-        winner = tl.min(tl.where(score == highest[None, :, :], number, BLOCK_K), 0)  # the first of equals
+        winner = tl.min(tl.where(score == highest[None, :, :], number, BLOCK_K), 0)  # the first of equal scores
         if confidence is not None:
             others = tl.where(number == winner[None, :, :], float("-inf"), score)
             second = tl.maximum(tl.maximum(second, tl.max(others, 0)), tl.minimum(best, highest))

@@ -1,7 +1,7 @@
-"""Video attention of several levels: ``Mask = A1 A2 … AL`` needs A1 once, and the small maps A2 … AL before.
+"""Video attention of several levels: computes the product A2 … AL in ``Mask = A1 A2 … AL``.
 
-A1, from patches to image slots, is hundreds of times larger than the others. Their product, from the right, is one map
-[B, T, N, K] of image slots over the slots of the last level, which every backend takes in place of A2.
+A1, from patches to image slots, is hundreds of times larger than the other maps. The product of the others, from the
+right, is one map [B, T, N, K] of image slots over the slots of the last level. Every backend takes it in place of A2.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def levels_of(video: VideoAttention) -> tuple[Tensor, ...]:
 
 
 def names_of(levels: tuple[Tensor, ...]) -> list[str]:
-    """What messages call the maps."""
+    """Names of the maps in error messages."""
     return ["video_attention"] if len(levels) == 1 else [f"video_attention[{i}]" for i in range(len(levels))]
 
 
@@ -51,10 +51,9 @@ def check_few_slots(op: str, levels: tuple[Tensor, ...]) -> None:
 
 
 def product_of(levels: tuple[Tensor, ...], clusters: Tensor | None) -> Tensor:
-    """[B, T, N, K]: the map itself if there is one, else the product of all in fp32 (or float64), from the right.
+    """[B, T, N, K]: the only map, or the product of all maps in fp32 (or float64), from the right.
 
-    Attention to dropped slots is set to zero. A map that is expanded over videos or frames is multiplied once for all
-    of them.
+    Attention to dropped slots is set to zero. A map that is expanded over videos or frames is multiplied once.
     """
     if len(levels) == 1:
         return _without_dropped(levels[0], clusters)
@@ -68,7 +67,7 @@ def product_of(levels: tuple[Tensor, ...], clusters: Tensor | None) -> Tensor:
 
 
 def _without_dropped(video: Tensor, clusters: Tensor | None) -> Tensor:
-    """Set the attention to dropped slots to zero: it may contain NaN, and 0 times NaN is NaN."""
+    """Set the attention to dropped slots to zero, since it may contain NaN, and 0 times NaN is NaN."""
     if clusters is None:
         return video
     dropped = (clusters < 0) | (clusters >= clusters.shape[1])
@@ -76,7 +75,7 @@ def _without_dropped(video: Tensor, clusters: Tensor | None) -> Tensor:
 
 
 def _once(level: Tensor) -> Tensor:
-    """The map without the repetitions along B and T that an expanded tensor has, unless each has its own derivative."""
+    """The map with one copy along B and T if it is expanded, unless the copies may have different derivatives."""
     if transformed() or (level.requires_grad and torch.is_grad_enabled()):
         return level
     for dim in (0, 1):
@@ -89,7 +88,7 @@ def _product(lower: Tensor, upper: Tensor) -> Tensor:
     """[B, T, N, K] from [B, T, N, J] and [B, T, J, K], where B and T may also be 1."""
     if upper.shape[1] > 1:
         return lower @ upper
-    rows = lower.flatten(1, 2) @ upper[:, 0]  # of all frames: matmul would copy the one map to each of them
+    rows = lower.flatten(1, 2) @ upper[:, 0]  # rows of all frames: matmul would copy the map for each frame
     return rows.unflatten(1, lower.shape[1:3])
 
 
@@ -104,12 +103,12 @@ def bytes_moved(
     confidence: bool = False,
     statistics: bool = False,
 ) -> int:
-    """Least traffic of ``propagate_labels``: all attention maps read once, each result written once.
+    """Least memory traffic of ``propagate_labels``: attention maps are read once, results written once.
 
     ``video_slots`` is K or, with several levels, K2, K3, ….
 
     Example:
-        The product of the maps above the first, [B, T, N, K] in fp32, is written and read in addition.
+        The product of the maps after the first, [B, T, N, K] in fp32, is written and read in addition.
 
         >>> from slotkernels.propagation import bytes_moved
         >>> least = bytes_moved(1, 36, tokens=24 * 36, slots=32, video_slots=(8, 4), pixels=336 * 504)
@@ -124,8 +123,8 @@ def bytes_moved(
 
 
 def flops(batch: int, frames: int, tokens: int, slots: int, video_slots: int | Sequence[int], pixels: int) -> int:
-    """Operations of ``propagate_labels``: products; for each pixel and object 2 to interpolate and 1 to compare."""
-    # interpolation along x is left out: the pixels of a column between two rows of patches share it
+    """Operations of ``propagate_labels``: products; 2 to interpolate and 1 to compare for each pixel and object."""
+    # without interpolation along x, which is the same for the pixels of a column between two rows of patches
     sizes = (tokens, slots, *levels_counted(video_slots))
     products = 2 * sum(below * above for below, above in pairwise(sizes[:-1]))
     return batch * frames * sizes[-1] * (products + 3 * pixels)

@@ -1,4 +1,4 @@
-"""The three ops of attention propagation (Interpreter, section 3.2): patches over image slots to objects.
+"""The ops of attention propagation (Interpreter, section 3.2): from attention over image slots to masks of objects.
 
     scores = image_attention @ video_attention  # [B, T, M, K], propagate_attention
     masks = upsampled scores  # [B, T, K, H, W], propagate_masks
@@ -22,13 +22,13 @@ from .._native import why_not_cpp
 from .._op import Op
 from .levels import VideoAttention, check_attention, check_few_slots, levels_of, product_of
 
-# Limits of the Triton kernel: positions (in half pixels times patches) fit 32 bits, and so does the launch grid.
+# Limits of the Triton kernel: positions (in half pixels times patches) and the launch grid fit 32 bits.
 MAX_SIDE, MAX_FRAMES = 16384, 65535
 NOT_DIFFERENTIABLE = "use propagate_attention and torch.nn.functional.interpolate, or detach the attention"
 
 
 class AttentionMaps(NamedTuple):
-    """Arguments of ``propagate_attention``, and the first ones of the other two ops."""
+    """Arguments of ``propagate_attention``, and the first arguments of the other two ops."""
 
     image_attention: Tensor  # [B, T, M, N]
     video_attention: Tensor  # [B, T, N, K]
@@ -76,15 +76,19 @@ class LabelMaps(NamedTuple):
 
     Example:
         >>> import torch, slotkernels
-        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame of 2 patches, each an object
         >>> slotkernels.propagate_labels(attention, attention, (1, 2), (2, 6), statistics=True).areas
         tensor([[[6, 6]]], dtype=torch.int32)
     """
 
-    labels: Tensor  # uint8 [B, T, H, W], the winning object of each pixel
-    confidence: Tensor | None  # fp16 [B, T, H, W], the winner's score minus the second best (or 0, of one object)
-    areas: Tensor | None  # int32 [B, T, K], number of pixels of each object
-    boxes: Tensor | None  # int32 [B, T, K, 4], (x0, y0, x1, y1) of the smallest crop [y0:y1, x0:x1] around it, or zeros
+    labels: Tensor
+    """uint8 [B, T, H, W], the winning object of each pixel."""
+    confidence: Tensor | None
+    """fp16 [B, T, H, W], the best score minus the second best (minus 0 if there is one object)."""
+    areas: Tensor | None
+    """int32 [B, T, K], number of pixels of each object."""
+    boxes: Tensor | None
+    """int32 [B, T, K, 4], bounding box (x0, y0, x1, y1), which is ``[y0:y1, x0:x1]``; zeros without pixels."""
 
 
 def check_sizes(
@@ -101,12 +105,12 @@ def check_sizes(
 
 
 def detached_maps(image: Tensor, levels: tuple[Tensor, ...], clusters: Tensor | None) -> AttentionMaps:
-    """Arguments of the ops that have no gradient."""
+    """The first arguments of the ops without gradients."""
     return AttentionMaps(image.detach(), product_of(tuple(level.detach() for level in levels), clusters), clusters)
 
 
 def _renamed(op: str, clusters: Tensor | None, labels: Tensor | None) -> Tensor | None:
-    """``clusters``, or ``labels``, which was its name in the release before this one."""
+    """``clusters``, or ``labels``, the former name of the argument."""
     if labels is None:
         return clusters
     check_that(clusters is None, f"{op}: labels is the former name of clusters, expected only one of the two")
@@ -136,7 +140,7 @@ def empty_labels(arguments: LabelArguments) -> LabelResults:
 
 
 def requested(results: LabelResults, confidence: bool, statistics: bool) -> Tensor | LabelMaps:
-    """What the caller asked for: the labels alone, or with confidence, statistics or both."""
+    """The results that the caller needs: labels, or ``LabelMaps`` with confidence, statistics or both."""
     if not confidence and not statistics:
         return results.labels
     margin = results.confidence if confidence else None
@@ -148,9 +152,9 @@ def _empty_masks(arguments: MaskArguments) -> Tensor:
     return arguments.image_attention.new_empty(*frames, len(arguments.objects), *maps)
 
 
-# No kernel would beat torch.matmul in propagate_attention, which reads and writes each attention map once (summing
-# columns before adds N·K numbers a frame to its M·(N + K)); soft masks take the time of writing them. It is not
-# registered with PyTorch either: the calls of a registered op and its backward pass are overhead that a CPU notices.
+# propagate_attention has no kernel: torch.matmul reads and writes each attention map once. (To sum columns first adds
+# N·K numbers a frame to its M·(N + K).) propagate_masks has none either: it takes the time of writing the masks.
+# propagate_attention is not registered with PyTorch, because the overhead of a registered op is noticeable on a CPU.
 PROPAGATE_ATTENTION = Backends("propagate_attention")
 PROPAGATE_ATTENTION.add("reference", "slotkernels.propagation.reference")
 PROPAGATE_MASKS = Op("propagate_masks", _empty_masks)
@@ -169,7 +173,7 @@ def propagate_attention(
     labels: Tensor | None = None,  # deprecated name of clusters
     backend: str = "auto",
 ) -> Tensor:
-    """Carry patch-level attention up to video slots: ``Mask[t] = A[t] @ Ahat[t]`` (Interpreter, section 3.2).
+    """Attention of patches over video slots: ``Mask[t] = A[t] @ Ahat[t]`` (Interpreter, section 3.2).
 
     With several levels ``Mask[t] = A1[t] @ (A2[t] @ (A3[t] @ …))``. Products are summed in fp32 for half types.
     Differentiable in all attention maps.
@@ -177,12 +181,11 @@ def propagate_attention(
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1.
-            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
-            then that of the last. An upper map that many frames share may be expanded, and is never copied.
+            With levels above the video slots: a list of maps, from the lowest level up: [B, T, N, K2],
+            [B, T, K2, K3], …; K is then that of the last map. Expanded maps are not copied.
         clusters: int64 [B, K], the cluster of each video slot (of the last level), such as the labels of
-            :func:`~slotkernels.cluster_slots`. Slots of one cluster count as one, as if their columns of the result
-            were summed. Slots whose cluster is outside 0..K-1, such as -1, are dropped; their attention may be
-            anything, NaN included.
+            :func:`~slotkernels.cluster_slots`. The attention of the slots of a cluster is summed. Slots whose cluster
+            is outside 0..K-1, such as -1, are dropped; their attention may be anything, NaN included.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
@@ -191,7 +194,7 @@ def propagate_attention(
 
     Raises:
         ValueError: if the arguments disagree in B, T, N or K.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
@@ -256,37 +259,36 @@ def propagate_labels(
     """Segment a video: propagate attention, upsample it bilinearly (``align_corners=False``) and take the argmax.
 
     One pass reads the two attention maps and writes label maps. Scores at full resolution are never stored, and memory
-    beyond the result does not grow with the video. Products and interpolation are fp32 (fp64 for fp64 input): for
-    attention as below, labels equal those of exact arithmetic wherever the two best scores differ by more than
-    (N + 2 (h + w) + 16)·1.2e-7. Not differentiable.
+    beyond the result does not grow with the video. There is no gradient.
 
-    A score that is NaN counts as the largest, as in ``argmax``: it wins every pixel that its patch contributes to, and
-    the confidence of these pixels is NaN.
+    Arithmetic is fp32 (fp64 for fp64 input). Labels equal those of exact arithmetic where the two best scores differ by
+    more than (N + 2 (h + w) + 16)·1.2e-7. A score that is NaN counts as the largest, as in ``argmax``: it wins every
+    pixel that its patch contributes to, and the confidence of these pixels is NaN.
 
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1; K <= 255.
-            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
-            then that of the last. An upper map that many frames share may be expanded, and is never copied.
-        grid: (h, w) of the patch grid, h * w = M, rows first.
+            With levels above the video slots: a list of maps, from the lowest level up: [B, T, N, K2],
+            [B, T, K2, K3], …; K is then that of the last map. Expanded maps are not copied.
+        grid: (h, w), rows and columns of the patch grid, h * w = M.
         size: (H, W) of the label maps in pixels, larger or smaller than the grid; the grid itself if None.
-        clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`; the result then holds
-            clusters.
-        confidence: also return the margin between the two best scores of each pixel.
+        clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`. The result then contains
+            clusters instead of slots.
+        confidence: also return the difference of the two best scores of each pixel.
         statistics: also return area and bounding box of each object in each frame.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        uint8 [B, T, H, W], the index of the winning video slot, on ties the lowest; :class:`LabelMaps` with
-        ``confidence`` or ``statistics``.
+        uint8 [B, T, H, W], the index of the winning video slot of each pixel (of several, the lowest); or
+        :class:`LabelMaps`, with ``confidence`` or ``statistics``.
 
     Raises:
         ValueError: if the arguments disagree in B, T, N or K, K > 255, or the grid does not hold M patches.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
-        >>> image_attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, an image slot for each
+        >>> image_attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches; an image slot for each
         >>> video_attention = torch.eye(2).expand(1, 1, 2, 2)  # and a video slot for each image slot
         >>> slotkernels.propagate_labels(image_attention, video_attention, grid=(1, 2), size=(2, 6))
         tensor([[[[0, 0, 0, 1, 1, 1],
@@ -314,16 +316,16 @@ def propagate_masks(
     labels: Tensor | None = None,  # deprecated name of clusters
     backend: str = "auto",
 ) -> Tensor:
-    """Soft masks of some objects at full resolution, of which :func:`propagate_labels` takes the argmax.
+    """Soft masks of some objects at full resolution. (:func:`propagate_labels` is the argmax of all masks.)
 
-    Not differentiable: for a loss on masks use :func:`propagate_attention` and ``F.interpolate``.
+    There is no gradient. For a loss on masks use :func:`propagate_attention` and ``F.interpolate``.
 
     Args:
         image_attention: [B, T, M, N], attention of patches over image slots; each row over N sums to 1.
         video_attention: [B, T, N, K], attention of image slots over video slots; each row over K sums to 1.
-            With levels above the video slots a sequence, from the lowest up: [B, T, N, K2], [B, T, K2, K3], …; K is
-            then that of the last. An upper map that many frames share may be expanded, and is never copied.
-        grid: (h, w) of the patch grid, h * w = M, rows first.
+            With levels above the video slots: a list of maps, from the lowest level up: [B, T, N, K2],
+            [B, T, K2, K3], …; K is then that of the last map. Expanded maps are not copied.
+        grid: (h, w), rows and columns of the patch grid, h * w = M.
         size: (H, W) of the masks in pixels, larger or smaller than the grid; the grid itself if None.
         objects: video slots (or clusters, with ``clusters``) to return, each in 0..K-1.
         clusters: int64 [B, K], clusters of video slots as in :func:`propagate_attention`.
@@ -335,11 +337,11 @@ def propagate_masks(
     Raises:
         ValueError: if the arguments disagree in B, T, N or K, an object is not one of the K, or the grid does not hold
             M patches.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch, slotkernels
-        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame, a row of 2 patches, each an object of its own
+        >>> attention = torch.eye(2).expand(1, 1, 2, 2)  # one frame of 2 patches, each an object
         >>> slotkernels.propagate_masks(attention, attention, (1, 2), (1, 4), objects=[1])
         tensor([[[[[0.0000, 0.2500, 0.7500, 1.0000]]]]])
     """

@@ -1,4 +1,4 @@
-"""Attention propagation in plain PyTorch: the oracle of every other backend.
+"""Attention propagation in plain PyTorch. Every other backend is tested against it.
 
 For one frame and without clusters, the method is three lines::
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from .op import AttentionMaps, LabelArguments, LabelResults, MaskArguments
 
-CHUNK_BYTES = 32 << 20  # frames are processed in groups whose soft masks stay below this (at least one frame a group)
+CHUNK_BYTES = 32 << 20  # most numbers in the soft masks of a group of frames (a group has at least one frame)
 
 
 def propagate_attention(maps: AttentionMaps) -> Tensor:
@@ -58,10 +58,10 @@ def label_frames(
     group = max(1, CHUNK_BYTES // (slots * size[0] * size[1] * dtype.itemsize))
     for start in range(0, batch * frames, group):
         part = slice(start, start + group)
-        # Slots first, [t, K, M]: the product then already has the layout that interpolate reads.
+        # Slots first, [t, K, M], the layout that interpolate reads.
         scores = torch.bmm(video[part].transpose(1, 2), image[part].to(dtype).transpose(1, 2))
         masks = soft_masks(scores.unflatten(2, grid), part)
-        best, winner = masks.max(1)  # the first of equals, like argmax(1), and 10x faster on a CPU
+        best, winner = masks.max(1)  # the first of equal scores, as argmax(1), but 10x faster on a CPU
         labels[part] = winner
         if confidence:
             second = masks.scatter_(1, winner.unsqueeze(1), -math.inf).amax(1)
@@ -96,7 +96,7 @@ def merged_video(maps: AttentionMaps) -> Tensor:
 
 
 def _members(clusters: Tensor, dtype: torch.dtype) -> Tensor:
-    """One-hot membership [B, 1, K, C] with C = K; a slot whose cluster is outside 0..C-1 belongs to none."""
+    """One-hot membership [B, 1, K, C] with C = K; all zeros for slots whose cluster is outside 0..C-1."""
     return (clusters.unsqueeze(2) == torch.arange(clusters.shape[1], device=clusters.device)).to(dtype).unsqueeze(1)
 
 

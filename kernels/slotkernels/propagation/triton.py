@@ -16,7 +16,7 @@ PIXELS_A_WARP = 256
 def blocks(height: int, width: int, out_height: int, out_width: int, slots: int, extras: bool) -> dict[str, int]:
     """Block sizes and launch options.
 
-    A tile has as many rows as a cell, 16 at most, and is wide where cells are, so that few patches serve many pixels.
+    A tile has as many rows as a cell (at most 16). It is wide if cells are wide, so that few patches cover many pixels.
     """
     rows = min(16, triton.next_power_of_2(triton.cdiv(out_height, height)))
     columns = 64 if out_width >= 4 * width else 16
@@ -30,12 +30,12 @@ def blocks(height: int, width: int, out_height: int, out_width: int, slots: int,
         "BLOCK_K": 8,
         "num_warps": min(4, max(1, rows * columns // PIXELS_A_WARP)),
         "num_stages": 1,
-        "maxnreg": 224 if extras else 160,  # left to itself the assembler keeps to 168, for 12 warps, and spills
+        "maxnreg": 224 if extras else 160,  # without a limit the assembler uses 168, for 12 warps, and spills
     }
 
 
 class Maps(NamedTuple):
-    """What kernels write; None for what was not requested."""
+    """Tensors that kernels write; None if not requested."""
 
     labels: Tensor  # uint8 [B, T, H, W]
     confidence: Tensor | None  # fp16 [B, T, H, W]
@@ -43,7 +43,7 @@ class Maps(NamedTuple):
     extents: Tensor | None  # int32 [B, T, K, 4]: raised to W - x0, H - y0, x1, y1, from zero
 
     def results(self) -> LabelResults:
-        """As the op returns them."""
+        """The results of the op."""
         new = self.labels.new_empty
         margin = new(0, dtype=torch.float16) if self.confidence is None else self.confidence
         if self.areas is None or self.extents is None:
@@ -55,7 +55,7 @@ class Maps(NamedTuple):
 
 
 def new_maps(image: Tensor, objects: int, size: tuple[int, int], confidence: bool, statistics: bool) -> Maps:
-    """Tensors for the results; those that kernels add to are zero."""
+    """Tensors for the results, zero where kernels add to them."""
     frames = image.shape[:2]
     return Maps(
         image.new_empty((*frames, *size), dtype=torch.uint8),

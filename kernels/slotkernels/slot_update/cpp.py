@@ -1,4 +1,4 @@
-"""The slot update on a CPU, in C++ (``csrc/cpu/slot_update.cpp``): threads share out the rows."""
+"""The slot update on a CPU, in C++ (``csrc/cpu/slot_update.cpp``): threads share the rows."""
 
 import torch
 

@@ -1,8 +1,8 @@
-"""Triton kernels of the slot update's pointwise parts: one pass over the rows each way. ``triton.py`` launches them.
+"""Triton kernels of ``gru_norm`` and ``add_norm``. ``triton.py`` launches them.
 
-A program holds whole rows in registers, so a layer norm costs no second read. Rows are padded to a power of two with
-masked lanes; arithmetic is float32. Parameter gradients are reduced in two stages without atomics: each program writes
-the sums of its own rows, then one sum runs over the programs.
+Forward and backward read each row once. A program holds whole rows in registers, so a layer norm needs no second read.
+Rows are padded to a power of two with masked lanes; arithmetic is float32. Gradients of parameters are summed in two
+stages without atomics: each program writes the sums over its rows, and one sum over the programs follows.
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def _tanh(x):
-    # exp alone would lose the relative accuracy of small values, which the layer norm after it can blow up; the
+    # exp alone would lose the relative accuracy of small values, which the layer norm after it may enlarge. The
     # polynomial is a minimax fit on |x| < 0.55 (relative error 6e-8 in float32).
     square = x * x
     small = -0.00627424 * square + 0.02107168
@@ -33,7 +33,7 @@ def _store(pointer, offsets, mask, value):
 
 @triton.jit
 def _tile(step, rows, D: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    """Row numbers [ROWS] (64 bits: rows * 3D may pass 2^31), columns [1, BLOCK], and where both are in range."""
+    """Row numbers [ROWS] (64 bits, since rows * 3D may exceed 2^31), columns [1, BLOCK], and where both exist."""
     row = step.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)[None, :]
     return row, column, (row < rows)[:, None] & (column < D)
@@ -50,7 +50,7 @@ def _gates(gates_input, gates_hidden, offsets, mask, D: tl.constexpr):
 
 @triton.jit
 def _norm(value, row, column, mask, rows, weight, bias, normalised, mean, rstd, norm_eps, D: tl.constexpr):
-    """Normalise the rows of ``value`` and write them with their statistics; variance by a second pass in registers."""
+    """Normalise the rows of ``value`` and write them with their statistics. The variance is computed after the mean."""
     average = tl.sum(value, 1) / D
     centred = tl.where(mask, value - average[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 1) / D + norm_eps)
@@ -66,7 +66,7 @@ def _norm_backward(grad, value, row, rows, factor, mean, rstd, D: tl.constexpr):
     """Gradient of ``value`` [ROWS, BLOCK] and the terms of the gradient of ``weight``."""
     average = tl.load(mean + row, mask=row < rows, other=0.0)[:, None]
     scale = tl.load(rstd + row, mask=row < rows, other=0.0)[:, None]
-    normal = (value - average) * scale  # of no effect in masked lanes, where grad is 0
+    normal = (value - average) * scale  # no effect in masked lanes, where grad is 0
     scaled = grad * factor
     common = tl.sum(scaled, 1) / D
     along = tl.sum(scaled * normal, 1) / D
@@ -100,7 +100,7 @@ def gru_norm_forward_kernel(
     """A program reads ROWS rows of both gates and of the slots, and writes as many of the new slots and of their norm.
 
     Registers hold the rows, gates and new slots; shared memory only carries row sums between warps.
-    Floor: 7 rows of D read and 2 written (gru_norm_bytes_moved); its 27 operations an element hide behind them.
+    Floor: 7 rows of D read and 2 written (gru_norm_bytes_moved); its 27 operations an element run at the same time.
     """
     row, column, mask = _tile(tl.program_id(0), rows, D, BLOCK, ROWS)
     offsets = row[:, None] * D + column
@@ -108,7 +108,7 @@ def gru_norm_forward_kernel(
     value = candidate + update * (_load(slots, offsets, mask) - candidate)
     value = value.to(new_slots.dtype.element_ty)
     tl.store(new_slots + offsets, value, mask=mask)
-    value = value.to(tl.float32)  # what is normalised is what is returned, rounded as it is
+    value = value.to(tl.float32)  # normalise the slots as returned, after rounding
     _norm(value, row, column, mask, rows, weight, bias, normalised, mean, rstd, norm_eps, D)
 
 

@@ -1,13 +1,15 @@
-"""What a slot-attention iteration does after the attention, without its matrix products (Locatello et al. 2020).
+"""The operations of a slot-attention iteration after the attention, between the matrix products.
 
-An iteration ends with ``s = GRU(u, s)``, ``s = s + MLP(LN(s))``, and the next one starts with ``LN(s)``. The products
-stay with cuBLAS or oneDNN; everything between them is two ops, each of which reads a row of slots once:
+An iteration ends with ``s = GRU(u, s)``, ``s = s + MLP(LN(s))``, and the next one starts with ``LN(s)`` (Locatello et
+al. 2020). cuBLAS or oneDNN compute the products. All operations between them are two ops, each of which reads a row of
+slots once:
 
     linear, linear → gru_norm → linear, ReLU, linear → add_norm → next iteration
 
-Both save what is cheapest in bytes. ``gru_norm`` keeps its inputs and computes the gates again: in half precision the
-gates read back are 12 bytes an element, while reset, update and candidate in float32 would be 16 bytes written and 16
-read. ``add_norm`` keeps the sum, which its caller holds anyway. Both add mean and deviation, 8 bytes a row.
+For the backward pass both keep the tensors that move the fewest bytes. ``gru_norm`` keeps its inputs and computes the
+gates again: in half precision it reads 12 bytes an element, while reset, update and candidate gates in float32 would be
+16 bytes written and 16 read. ``add_norm`` keeps the sum, which the caller keeps anyway. Both also keep mean and
+deviation, 8 bytes a row.
 """
 
 import math
@@ -28,7 +30,7 @@ MAX_DIM = 1024  # width of a row that the Triton kernels hold in registers
 
 
 class Results(NamedTuple):
-    """Of either op: rows and their layer norm; "statistics" are float32, or float64 for float64 slots."""
+    """Results of either op. "Statistics" are float32, or float64 for float64 slots."""
 
     slots: Tensor  # [..., D], dtype of the slots
     normalised: Tensor  # [..., D], dtype of the gates or of the update
@@ -37,7 +39,7 @@ class Results(NamedTuple):
 
 
 class GruNormArguments(NamedTuple):
-    """Of one call of ``gru_norm``."""
+    """Arguments of ``gru_norm``."""
 
     gates_input: Tensor  # [..., 3D]
     gates_hidden: Tensor  # [..., 3D], dtype of gates_input
@@ -48,7 +50,7 @@ class GruNormArguments(NamedTuple):
 
 
 class GruNormBackwardArguments(NamedTuple):
-    """Of the backward pass of ``gru_norm``, which computes the gates again; not both gradients are None."""
+    """Arguments of the backward pass of ``gru_norm``, which computes the gates again. Not both gradients are None."""
 
     grad_slots: Tensor | None  # [..., D]
     grad_normalised: Tensor | None  # [..., D]
@@ -61,7 +63,7 @@ class GruNormBackwardArguments(NamedTuple):
 
 
 class GruNormGradients(NamedTuple):
-    """Of the inputs of ``gru_norm``."""
+    """Gradients of the inputs of ``gru_norm``."""
 
     gates_input: Tensor  # [..., 3D]
     gates_hidden: Tensor  # [..., 3D]
@@ -70,7 +72,7 @@ class GruNormGradients(NamedTuple):
 
 
 class AddNormArguments(NamedTuple):
-    """Of one call of ``add_norm``."""
+    """Arguments of ``add_norm``."""
 
     slots: Tensor  # [..., D]
     update: Tensor  # [..., D]
@@ -80,7 +82,7 @@ class AddNormArguments(NamedTuple):
 
 
 class AddNormBackwardArguments(NamedTuple):
-    """Of the backward pass of ``add_norm``."""
+    """Arguments of the backward pass of ``add_norm``."""
 
     grad_total: Tensor | None  # [..., D]
     grad_normalised: Tensor  # [..., D]
@@ -91,7 +93,7 @@ class AddNormBackwardArguments(NamedTuple):
 
 
 class AddNormGradients(NamedTuple):
-    """Of the inputs of ``add_norm``."""
+    """Gradients of the inputs of ``add_norm``."""
 
     slots: Tensor  # [..., D]
     update: Tensor  # [..., D], [0] if it is the gradient of the slots
@@ -131,7 +133,7 @@ def _check_state(op: str, slots: Tensor, norm_eps: float) -> torch.Size:
 
 
 def _check_like(op: str, slots: Tensor, others: tuple[tuple[str, Tensor, tuple[int, ...]], ...]) -> None:
-    """Check shape, device, and that float64 comes with float64: no other mixture loses precision unasked."""
+    """Check shape, device, and that float64 is not mixed with other dtypes."""
     dtype, device, double = slots.dtype, slots.device, torch.float64
     for name, tensor, shape in others:
         if tensor.shape != shape:
@@ -183,7 +185,7 @@ def _why_not_triton(
     return f"width {dim}, at most {MAX_DIM}" if dim > MAX_DIM else why_not_triton(arguments)
 
 
-# Contiguous: rows lie one after the other for the kernels, and results have the strides of the empty ones.
+# Contiguous: the kernels read rows one after the other, and results have the strides of the empty ones.
 GRU_NORM = Op("gru_norm", _empty_gru_norm, check=_check_gru_norm, contiguous=True)
 ADD_NORM = Op("add_norm", _empty_add_norm, check=_check_add_norm, contiguous=True)
 for _op in (GRU_NORM, ADD_NORM):
@@ -212,7 +214,7 @@ def _gru_norm_gradients(
     return [*gradients, *affine.unbind()]  # autograd casts them to the dtypes of weight and bias
 
 
-# The operands are not kept: the caller holds their sum anyway.
+# Keeps the sum instead of the operands, because the caller keeps the sum anyway.
 @ADD_NORM.differentiable(inputs=("weight", "bias"), keep=("slots", "mean", "rstd"), constant=("mean", "rstd"))
 def _add_norm_gradients(
     saved: Saved[AddNormArguments, Results],
@@ -251,27 +253,27 @@ def gru_norm(
     norm_eps: float = 1e-5,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """The pointwise part of ``torch.nn.GRUCell``, and the layer norm of what comes out.
+    """The pointwise part of ``torch.nn.GRUCell``, and the layer norm of its result.
 
-    With the gates' thirds in the order r, z, n of PyTorch: ``r = σ(gi_r + gh_r)``, ``z = σ(gi_z + gh_z)``,
-    ``n = tanh(gi_n + r · gh_n)``, ``new_slots = (1 - z) · n + z · slots``.
+    ``r = σ(gi_r + gh_r)``, ``z = σ(gi_z + gh_z)``, ``n = tanh(gi_n + r · gh_n)``,
+    ``new_slots = (1 - z) · n + z · slots``. gi and gh are the gates, as thirds in PyTorch's order r, z, n.
 
     Args:
         gates_input: [..., 3D], ``weight_ih @ updates + bias_ih``; float32, float64, bfloat16 or float16.
         gates_hidden: [..., 3D], ``weight_hh @ slots + bias_hh``, dtype of ``gates_input``.
-        slots: [..., D], the state, of any of these dtypes (float32 under autocast, so that it does not drift).
-        weight: [D], of the layer norm.
-        bias: [D], of the layer norm.
-        norm_eps: added to the variance, >= 0.
+        slots: [..., D], the state, of any of these dtypes (float32 under autocast, to keep its precision).
+        weight: [D], weight of the layer norm.
+        bias: [D], bias of the layer norm.
+        norm_eps: eps of the layer norm, >= 0.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        new_slots [..., D] in the dtype of ``slots``, and their layer norm [..., D] in the dtype of the gates, ready for
-        the next linear layer. The arithmetic is float32 (float64 for float64). Differentiable in all tensors.
+        new_slots [..., D] in the dtype of ``slots``, and their layer norm [..., D] in the dtype of the gates. The
+        arithmetic is float32 (float64 for float64). Differentiable in all tensors.
 
     Raises:
         ValueError: if shapes, dtypes or devices disagree, D is zero, or only some tensors are float64.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch
@@ -302,10 +304,10 @@ def add_norm(
 
     Args:
         slots: [..., D], the state; float32, float64, bfloat16 or float16.
-        update: [..., D], any of these dtypes (what the MLP gives).
-        weight: [D], of the layer norm.
-        bias: [D], of the layer norm.
-        norm_eps: added to the variance, >= 0.
+        update: [..., D], such as the output of the MLP; any of these dtypes.
+        weight: [D], weight of the layer norm.
+        bias: [D], bias of the layer norm.
+        norm_eps: eps of the layer norm, >= 0.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
@@ -314,7 +316,7 @@ def add_norm(
 
     Raises:
         ValueError: if shapes or devices disagree, D is zero, or only some tensors are float64.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
         >>> import torch
@@ -328,7 +330,7 @@ def add_norm(
 
 
 def composite_norm(rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, dtype: torch.dtype) -> Tensor:
-    """Layer norm of ``rows`` [..., D] in ``dtype``, made of PyTorch's operations: differentiable in every mode."""
+    """Layer norm of ``rows`` [..., D] in ``dtype`` by PyTorch's operations, differentiable in every mode."""
     rows, weight, bias = (t.to(accumulate_dtype(rows.dtype)) for t in (rows, weight, bias))
     return F.layer_norm(rows, rows.shape[-1:], weight, bias, norm_eps).to(dtype)
 
@@ -336,7 +338,7 @@ def composite_norm(rows: Tensor, weight: Tensor, bias: Tensor, norm_eps: float, 
 def gru_norm_bytes_moved(
     rows: int, dim: int, gates_itemsize: int = 4, slots_itemsize: int = 4, backward: bool = False
 ) -> int:
-    """Least traffic of ``gru_norm``: gates, slots, both results, row statistics and float32 weight and bias, once."""
+    """Least memory traffic of ``gru_norm``: gates, slots, both results, statistics, weight and bias, once each."""
     if not backward:
         return rows * (dim * (7 * gates_itemsize + 2 * slots_itemsize) + 8) + 8 * dim
     return rows * (dim * (13 * gates_itemsize + 3 * slots_itemsize) + 8) + 12 * dim
@@ -350,7 +352,7 @@ def gru_norm_flops(rows: int, dim: int, backward: bool = False) -> int:
 def add_norm_bytes_moved(
     rows: int, dim: int, update_itemsize: int = 4, slots_itemsize: int = 4, backward: bool = False
 ) -> int:
-    """Least traffic of ``add_norm``: operands and both results, once; one gradient serves both operands of one size."""
+    """Least memory traffic of ``add_norm``: operands and results, once each. Operands of one dtype share a gradient."""
     if not backward:
         return rows * (dim * 2 * (update_itemsize + slots_itemsize) + 8) + 8 * dim
     written = slots_itemsize + (update_itemsize if update_itemsize != slots_itemsize else 0)

@@ -1,7 +1,7 @@
-"""The slot update's pointwise parts in plain PyTorch: the oracle of every other backend.
+"""``gru_norm`` and ``add_norm`` in plain PyTorch. Every other backend is tested against it.
 
-On a CPU fresh memory costs as much as the arithmetic (page faults), so buffers are used again where their value is no
-longer needed. Layer norms go through ATen's own kernels, one pass over a row each way.
+On a CPU, new memory takes as long as the arithmetic (page faults), so buffers are used again when their values are no
+longer needed. ATen's kernels compute the layer norms.
 """
 
 import torch
@@ -40,7 +40,7 @@ def gru_norm_backward(arguments: GruNormBackwardArguments) -> GruNormGradients:
     previous = slots.to(dtype)
     grad_input = torch.empty(gates_input.shape, dtype=dtype, device=slots.device)
     grad_hidden, grad_slots = torch.empty_like(grad_input), torch.empty_like(previous)
-    # Until their turn comes, grad_hidden holds the gates and grad_slots the new slots.
+    # First, grad_hidden holds the gates and grad_slots the new slots.
     reset, update, candidate = grad_hidden.chunk(3, -1)
     _gates(gates_input, gates_hidden, reset, update, candidate)
 
@@ -61,7 +61,7 @@ def gru_norm_backward(arguments: GruNormBackwardArguments) -> GruNormGradients:
     aten.tanh_backward(grad_candidate, candidate, grad_input=grad_candidate)
     torch.mul(grad_candidate, gates_hidden[..., 2 * dim :].to(dtype), out=grad_reset)
     aten.sigmoid_backward(grad_reset, reset, grad_input=grad_reset)
-    # The two gate tensors' gradients differ only by the reset gate in front of the hidden candidate.
+    # The gradients of both gate tensors differ only by the reset gate, a factor of the hidden candidate.
     torch.mul(grad_candidate, reset, out=candidate)
     grad_hidden[..., : 2 * dim] = grad_input[..., : 2 * dim]
     gates_dtype = gates_input.dtype
@@ -79,7 +79,7 @@ def add_norm(arguments: AddNormArguments) -> Results:
 
 
 def add_norm_backward(arguments: AddNormBackwardArguments) -> AddNormGradients:
-    """Through the norm; the sum hands its gradient to both operands."""
+    """Gradient through the norm. It is the gradient of both operands of the sum."""
     grad_total, grad_normalised, total, weight, mean, rstd = arguments
     grad, grad_affine = _norm_backward(grad_normalised, total, weight, mean, rstd)
     if grad_total is not None:
@@ -91,7 +91,7 @@ def add_norm_backward(arguments: AddNormBackwardArguments) -> AddNormGradients:
 
 @GRU_NORM.composite
 def composite_gru_norm(arguments: GruNormArguments) -> tuple[Tensor, Tensor]:
-    """Results of :func:`gru_norm` without a change in place: PyTorch differentiates it in every mode."""
+    """Results of :func:`gru_norm` without in-place changes, so that PyTorch can differentiate it in every mode."""
     gates_input, gates_hidden, slots, weight, bias, norm_eps = arguments
     previous = slots.to(accumulate_dtype(slots.dtype))
     (reset_i, update_i, candidate_i), (reset_h, update_h, candidate_h) = (
@@ -104,7 +104,7 @@ def composite_gru_norm(arguments: GruNormArguments) -> tuple[Tensor, Tensor]:
 
 @ADD_NORM.composite
 def composite_add_norm(arguments: AddNormArguments) -> tuple[Tensor, Tensor]:
-    """Results of :func:`add_norm` likewise."""
+    """Results of :func:`add_norm`, likewise."""
     slots, update, weight, bias, norm_eps = arguments
     precise = accumulate_dtype(slots.dtype)
     total = (slots.to(precise) + update.to(precise)).to(slots.dtype)
@@ -112,14 +112,14 @@ def composite_add_norm(arguments: AddNormArguments) -> tuple[Tensor, Tensor]:
 
 
 def _gates(gates_input: Tensor, gates_hidden: Tensor, reset: Tensor, update: Tensor, candidate: Tensor) -> None:
-    """Fill the three buffers [..., D]; ``reset`` and ``candidate`` may be one, which then holds the candidate."""
+    """Fill the three buffers [..., D]. ``reset`` and ``candidate`` may be the same, which then holds the candidate."""
     dtype = candidate.dtype
     (reset_i, update_i, candidate_i), (reset_h, update_h, candidate_h) = (
         gates.chunk(3, -1) for gates in (gates_input, gates_hidden)
     )
     torch.add(reset_i.to(dtype), reset_h.to(dtype), out=reset).sigmoid_()
     torch.addcmul(candidate_i.to(dtype), reset, candidate_h.to(dtype), out=candidate)
-    # tanh(x) = e / (e + 2) with e = exp(2x) - 1 is accurate near 0 too, and on a CPU cheaper than ATen's tanh.
+    # tanh(x) = e / (e + 2) with e = exp(2x) - 1 is accurate near 0 too, and faster on a CPU than ATen's tanh.
     candidate.mul_(2).clamp_(max=40).expm1_()
     candidate.div_(torch.add(candidate, 2, out=update))
     torch.add(update_i.to(dtype), update_h.to(dtype), out=update).sigmoid_()

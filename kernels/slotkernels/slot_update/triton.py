@@ -1,4 +1,4 @@
-"""Launches the Triton kernels of the slot update, and divides the rows of a call among their programs."""
+"""Launches the Triton kernels of ``gru_norm`` and ``add_norm``, and divides the rows among their programs."""
 
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
     rows: int
     tiles: int  # programs of a forward pass
-    steps: int  # tiles that a program of a backward pass goes through, so that its sums stay few
+    steps: int  # tiles that a program of a backward pass computes, so that there are few sums
     programs: int  # of a backward pass
 
 
@@ -101,7 +101,7 @@ def add_norm_backward(arguments: AddNormBackwardArguments) -> AddNormGradients:
 
 
 def _or(tensor: Tensor | None, placeholder: Tensor) -> Tensor:
-    """Placeholder pointer for an optional tensor; the kernel never dereferences it."""
+    """Placeholder pointer for an optional tensor, which the kernel does not read."""
     return placeholder if tensor is None else tensor
 
 

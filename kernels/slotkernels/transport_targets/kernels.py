@@ -1,11 +1,12 @@
 """Triton kernel of the transport of labels; ``triton.py`` launches it.
 
-Everything is in the log domain to base 2: scores are log2 κ up to a constant, potentials log2 α and log2 β, so that
-nothing over- or underflows at any temperature. Ways are two: "forth" carries labels from y to x, "back" from x to y.
+All numbers are logarithms to base 2, so that nothing overflows or underflows at any temperature: scores are log2 κ up
+to a constant, potentials log2 α and log2 β. There are two directions: "forth" carries labels from y to x, "back" from
+x to y.
 
-An iteration of a way needs one pass over the scores: a tile holds whole rows, so α of its rows follows at once, and the
-tile adds α κ to the sums of the columns. "Back" begins with the columns, so its iterations are half a pass later: the
-first pass begins it, and a last one, of rows alone, ends it.
+An iteration of a direction needs one pass over the scores. A tile contains whole rows, so α of its rows is computed at
+once, and the tile adds α κ to the sums of the columns. "Back" begins with the columns, so its iterations end half a
+pass later, and it needs one more pass over the rows at the end.
 """
 # Triton would read annotations of a kernel's arguments as their types.
 # mypy: disable-error-code="no-untyped-def"
@@ -16,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def _dot(a, b, acc, PRECISION: tl.constexpr):
-    """``a @ b + acc`` in fp32. Triton's interpreter multiplies 16-bit operands wrongly, hence the upcast there."""
+    """``a @ b + acc`` in fp32. Triton's interpreter multiplies 16-bit operands wrongly, so they are cast there."""
     if PRECISION == "interpreted":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -24,13 +25,13 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def _finite(top):
-    """0 in place of -inf: the maximum of a row or column that does not exist, whose powers are all 0."""
+    """0 instead of -inf, which is the maximum of a row or column that does not exist."""
     return tl.where(top == float("-inf"), 0.0, top)
 
 
 @triton.jit
 def _log_weights(weights, offset, index, count):
-    """Binary logarithms of weights, 1 / count without a tensor; -inf outside."""
+    """Binary logarithms of weights (1 / count without a tensor); -inf outside."""
     if weights is None:
         logs = tl.zeros(index.shape, tl.float32) - tl.log2(tl.cast(count, tl.float32))
     else:
@@ -43,7 +44,7 @@ def _write_scores(
     x, y, scores, m, length, stride, dim, scale,
     BLOCK_M: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``scale * x @ y^T`` [M, L], a tile after the other, with -inf from L up to the stride of a row."""
+    """``scale * x @ y^T`` [M, L], tile by tile, with -inf from L up to the stride of a row."""
     piece = tl.arange(0, BLOCK_C)
     for tile in range(tl.cdiv(m, BLOCK_M) * tl.cdiv(length, BLOCK_L)):
         u = tile // tl.cdiv(length, BLOCK_L) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -80,7 +81,7 @@ def _rows(tile, log_a):
 
 @triton.jit
 def _add_columns(top, total, tile):
-    """Log-sum-exp of columns so far, as their largest exponent and the sum of powers relative to it, with a tile."""
+    """Add a tile to the log-sum-exp of columns: their largest exponent, and the sum of powers relative to it."""
     larger = tl.maximum(top, tl.max(tile, 0))
     base = _finite(larger)
     return larger, total * tl.exp2(top - base) + tl.sum(tl.exp2(tile - base[None, :]), 0)
@@ -146,7 +147,7 @@ def _carry(
     scores, row_stride, column_stride, row_potentials, column_potentials, values, results, m, length, labels,
     TILE: tl.constexpr, TILE_K: tl.constexpr, LABELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The plan [M, L], a tile after the other, times the values [L, N]; strides exchanged, the transposed plan."""
+    """The plan [M, L], tile by tile, times the values [L, N]. With exchanged strides it is the transposed plan."""
     label = tl.arange(0, LABELS)
     for first in range(0, m, TILE):
         u = first + tl.arange(0, TILE)
@@ -186,10 +187,10 @@ def transport_kernel(
     TILE: tl.constexpr, TILE_K: tl.constexpr, LABELS: tl.constexpr,
     PRECISION: tl.constexpr, VALUE_PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program solves one problem after the other: reads x, y and labels, writes labels of x and, both ways, of y.
+    """A program solves one problem after the other. It reads x, y and labels, and writes labels of x and maybe of y.
 
-    The scores are in scratch memory of its own, written once and read iterations + 3 times: for 256 tokens they stay in
-    the L2 cache (132 programs of 256 KiB). Registers: a tile of whole rows, potentials and sums of the columns.
+    The scores are in the program's scratch memory, written once and read iterations + 3 times. For 256 tokens they stay
+    in the L2 cache (132 programs of 256 KiB). Registers: a tile of whole rows, potentials and sums of the columns.
     Floor: 2 M L C operations a problem; the traffic is bytes_moved.
     """
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
@@ -203,7 +204,7 @@ def transport_kernel(
             x + sample * m * dim, y + sample * length * dim, scores, m, length, stride, dim, scale,
             BLOCK_M, BLOCK_L, BLOCK_C, PRECISION,
         )  # fmt: skip
-        tl.debug_barrier()  # what other threads wrote is read
+        tl.debug_barrier()  # the program reads what its other threads wrote
         log_b = _log_weights(b, sample * length, column, length)
         forth, back = _begin(scores, a, sample, row_potentials, log_b, m, stride, ROWS, COLUMNS)
         for _ in range(iterations - 1):

@@ -1,4 +1,4 @@
-"""Labels carried from one set of tokens to the other along entropic transport plans, without the plans themselves."""
+"""Carries labels from one set of tokens to another along entropic transport plans, without storing the plans."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from .._op import Op
 
 OP = "transport_targets"
 MAX_COLUMNS = 2048  # tokens of y: the Triton kernel holds a whole row of scores in registers
-MAX_LABELS = 64  # labels that it accumulates there
+MAX_LABELS = 64  # labels that it sums there
 
 
 class Arguments(NamedTuple):
-    """Of one call."""
+    """Arguments of a call."""
 
     x: Tensor  # [B, M, C]
     y: Tensor  # [B, L, C]
@@ -85,44 +85,45 @@ def transport_targets(
     b: Tensor | None = None,  # [B, L]
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor | None]:
-    """Carry labels from the tokens of one frame to those of another along an entropic transport plan, both ways.
+    """Carry labels from the tokens of one frame to similar tokens of another, along an entropic transport plan.
 
-    For unit vectors x and y, the cost of a pair of tokens is ``1 - x · y``, and Sinkhorn's iterations (Cuturi 2013), as
-    SMTC runs them (Qian et al. 2023), give the plan Π that says how much of token u of x belongs to token v of y::
+    The transport plan Π says how much of token u of x belongs to token v of y. For unit vectors x and y, the cost of a
+    pair is ``1 - x · y``, and Π is computed by Sinkhorn's iterations (Cuturi 2013) as in SMTC (Qian et al. 2023)::
 
         κ = exp(-(1 - x yᵀ) / eps)                                    [M, L]
         β = 1;  iterations times:  α = a / (κ β),  β = b / (κᵀ α)
         Π = diag(α) κ diag(β)                                         its columns sum to b
         of_x = Π y_values                                             [M, N]
 
-    and ``of_y`` is the same from y's side, with x and y exchanged: its iterations begin with the update of y's factors
-    and end with that of x's, so that its plan's rows sum to a.
-    A loss over all pairs of tokens needs no more than that. With p the probabilities of y's tokens and q those of x's,
-    ``-Σ_uv Π[u, v] Σ_n p[v, n] log q[u, n] = -Σ_un of_x[u, n] log q[u, n]``: no tensor of M times L labels exists, and
-    no gradient of one.
+    ``of_y`` is the same with x and y exchanged: its iterations begin with the factors of y and end with those of x, so
+    that the rows of its plan sum to a.
+
+    SMTC's loss over all pairs of tokens can be computed from the results. With p the probabilities of y's tokens and q
+    those of x's, ``-Σ_uv Π[u, v] Σ_n p[v, n] log q[u, n] = -Σ_un of_x[u, n] log q[u, n]``. No tensor [M, L, N] is
+    stored, neither for the loss nor for its gradient.
 
     Args:
-        x: [B, M, C], unit vectors: tokens of one frame; float32, float64, bfloat16 or float16.
-        y: [B, L, C], unit vectors: tokens of the other, in the dtype of ``x``.
-        y_values: [B, L, N], labels of y's tokens, finite; any of these dtypes (float64 with float64 alone).
-        x_values: [B, M, N], labels of x's tokens, for the second result.
-        eps: from 1e-30 to 1e30, temperature in the unit of the cost. Arithmetic is float32 (float64 for float64): below
-            0.01 the rounding of a product, divided by eps, is seen in the fifth digit of the results.
-        iterations: of Sinkhorn's scaling (1 to 1,000,000).
-        a: [B, M], weights of x's tokens, > 0, each row summing to 1; uniform if None.
+        x: [B, M, C], tokens of one frame, unit vectors; float32, float64, bfloat16 or float16.
+        y: [B, L, C], tokens of the other frame, unit vectors in the dtype of ``x``.
+        y_values: [B, L, N], finite labels of y's tokens; any of these dtypes (float64 only with float64).
+        x_values: [B, M, N], labels of x's tokens, for ``of_y``.
+        eps: from 1e-30 to 1e30, temperature in the unit of the cost. Smaller values match a token with fewer tokens.
+            In float32 and below 0.01, rounding changes the fifth digit of the results.
+        iterations: number of Sinkhorn's iterations, 1 to 1,000,000.
+        a: [B, M], weights of x's tokens, > 0; each row sums to 1. Uniform if None.
         b: [B, L], weights of y's tokens, likewise.
         backend: "auto", or the name of a backend (see :func:`slotkernels.use_backend`).
 
     Returns:
-        ``of_x`` [B, M, N], and ``of_y`` [B, L, N] if there are ``x_values``, else None; float32 (float64 for float64).
-        They have no gradient: targets are constants.
+        ``of_x`` [B, M, N], and ``of_y`` [B, L, N] or None without ``x_values``; float32 (float64 for float64). Neither
+        has a gradient.
 
     Raises:
         ValueError: if shapes, dtypes or devices disagree, a set is empty or a parameter is out of its range.
-        RuntimeError: if the backend asked for by name cannot serve the call.
+        RuntimeError: if the named backend does not support the call.
 
     Example:
-        Two tokens that change places between the frames take their labels with them; each weighs a half:
+        Two tokens exchange their places between the frames, and their labels move with them. Each has weight 1/2:
 
         >>> import torch, slotkernels
         >>> x = torch.eye(2)[None]
@@ -136,17 +137,21 @@ def transport_targets(
     check_range(OP, "iterations", iterations, *ITERATIONS)
     values = x_values
     if observed() or examine((x, y, y_values, values, a, b)) != (True, False):
-        x, y, y_values = x.detach(), y.detach(), y_values.detach()  # each takes 1 us: only where something follows them
+        x, y, y_values = x.detach(), y.detach(), y_values.detach()  # takes 1 us each, so only if needed
         values, a, b = (None if t is None else t.detach() for t in (values, a, b))
     of_x, of_y = TRANSPORT_TARGETS(Arguments(x, y, y_values, values, a, b, float(eps), int(iterations)), backend)
     return of_x, None if x_values is None else of_y
 
 
 def bytes_moved(batch: int, m: int, length: int, dim: int, labels: int, itemsize: int = 4, *, both: bool = True) -> int:
-    """Least traffic: both sets of tokens and float32 labels read once, float32 results written once.
+    """Least memory traffic: tokens and float32 labels are read once, float32 results written once.
 
     Args:
-        batch, m, length, dim, labels: B, M, L, C and N.
+        batch: B.
+        m: M.
+        length: L.
+        dim: C.
+        labels: N.
         itemsize: bytes of an element of the tokens.
         both: whether labels are carried both ways.
     """
@@ -154,6 +159,6 @@ def bytes_moved(batch: int, m: int, length: int, dim: int, labels: int, itemsize
 
 
 def flops(batch: int, m: int, length: int, dim: int, labels: int, iterations: int = 3, *, both: bool = True) -> int:
-    """Operations on pairs of tokens: the cost; each way an exponential, two sums an iteration, and the labels."""
+    """Operations on pairs of tokens: the cost; for each direction an exponential, two sums an iteration, the labels."""
     each_way = 1 + 4 * iterations + 2 * labels
     return batch * m * length * (2 * dim + each_way * (2 if both else 1))

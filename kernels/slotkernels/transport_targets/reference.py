@@ -1,4 +1,4 @@
-"""Transport of labels in plain PyTorch: the oracle of the kernels, and what a CPU runs."""
+"""Transport of labels in plain PyTorch, for CPUs and for tests of the kernels."""
 
 from typing import NamedTuple
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from .._checks import accumulate_dtype
 from .op import TRANSPORT_TARGETS, Arguments, Targets
 
-# Numbers of a kernel matrix that are in memory at a time (one matrix at least): the caches of a CPU, some GPU's memory.
+# Numbers of kernel matrices in memory at a time (one matrix at least), for the caches of a CPU and memory of a GPU.
 CHUNK = {"cpu": 2**16, "cuda": 2**26}
-RESCALE_EVERY = 8  # iterations: scaling factors could grow by (M L) an iteration, and float32 ends at 2^128
-REACH = 60.0  # of the logarithms of a vector of factors: exp(-60) leaves room for the sums that divide by it
+RESCALE_EVERY = 8  # iterations: factors may grow by M·L an iteration, and float32 ends at 2^128
+REACH = 60.0  # range of the logarithms of factors: sums are divided by exp(-60) at least
 
 
 @TRANSPORT_TARGETS.composite
 def composite_transport_targets(arguments: Arguments) -> Targets:
-    """The textbook, in the log domain: potentials f = log α and g = log β, and each update is a log-sum-exp."""
+    """The textbook form in the log domain: potentials f = log α and g = log β; each update is a log-sum-exp."""
     x, y, y_values, x_values, a, b = _tensors(*arguments[:6])
     iterations = arguments.iterations
     log_kernel = (x @ y.mT - 1) / arguments.eps  # [B, M, L]
@@ -33,10 +33,10 @@ def composite_transport_targets(arguments: Arguments) -> Targets:
 
 
 def transport_targets(arguments: Arguments) -> Targets:
-    """The same with products of matrices and vectors in place of log-sum-exps, a few problems at a time.
+    """The same with products of matrices and vectors instead of log-sum-exps, a few problems at a time.
 
-    The kernel matrix is scaled so that no float32 number over- or underflows, whatever eps is: see
-    docs/ops/transport_targets.md.
+    The kernel matrix is scaled so that no float32 number overflows or underflows, for any eps: see
+    docs/ops/transport_targets_kernels.md.
     """
     x, y, y_values, x_values, a, b, eps, iterations = arguments
     (batch, m, _), (length, labels), dtype = x.shape, y_values.shape[1:], accumulate_dtype(x.dtype)
@@ -61,7 +61,7 @@ def transport_targets(arguments: Arguments) -> Targets:
 
 
 class _Tensors(NamedTuple):
-    """Those of a call in the precision of its arithmetic, with uniform weights if there are none."""
+    """The arguments in the precision of the arithmetic, with uniform weights instead of None."""
 
     x: Tensor  # [B, M, C]
     y: Tensor  # [B, L, C]
@@ -85,9 +85,9 @@ def _tensors(
 
 
 def _shares(rows: Tensor, iterations: int) -> bool:
-    """Whether one scaled kernel matrix serves both ways in float32, given the largest score of each row [b, M, 1].
+    """Whether both directions can use one scaled kernel matrix, from the largest score of each row [b, M, 1].
 
-    It is read from the values, for which a GPU would have to wait: that has the Triton kernel instead.
+    Only on a CPU: the host reads the values, so a GPU would have to wait.
     """
     if rows.device.type != "cpu" or iterations > RESCALE_EVERY:
         return False
@@ -97,12 +97,12 @@ def _shares(rows: Tensor, iterations: int) -> bool:
 def _carried_both_ways(
     scores: Tensor, rows: Tensor, chunk: _Tensors, x_values: Tensor, iterations: int
 ) -> tuple[Tensor, Tensor]:
-    """Π ``y_values`` [b, M, N] and its mirror image [b, L, N] from one matrix, which takes the place of the scores."""
+    """``of_x`` [b, M, N] and ``of_y`` [b, L, N] from one matrix, which overwrites the scores."""
     a, b = chunk.a.unsqueeze(2), chunk.b.unsqueeze(2)  # [b, M, 1], [b, L, 1]
     kernel = scores.sub_(rows)
     columns = kernel.amax(1, keepdim=True)  # [b, 1, L]
     kernel = kernel.sub_(columns).exp_()
-    # Where x's way starts, β = 1 on y's side; where y's way starts, 1 on x's side, up to a factor that cancels.
+    # The direction to x starts with β = 1 for y; the direction to y with 1 for x, up to a factor that cancels.
     y_side, x_side = columns.mT.exp(), (rows - rows.amax(1, keepdim=True)).exp()
     transposed = kernel.mT
     for _ in range(iterations):  # bmm: matmul would expand its arguments first, which takes as long as a small product
@@ -115,12 +115,12 @@ def _carried_both_ways(
 
 
 def _carried(scores: Tensor, a: Tensor, b: Tensor, values: Tensor, iterations: int) -> Tensor:
-    """Π ``values`` [b, M, N], where Π has the kernel matrix exp ``scores`` [b, M, L]."""
+    """Π ``values`` [b, M, N], with the plan Π of the kernel matrix exp(``scores``) [b, M, L]."""
     a, b = a.unsqueeze(2), b.unsqueeze(2)  # [b, M, 1], [b, L, 1]
     rows = scores.amax(2, keepdim=True)  # [b, M, 1]
     kernel = scores - rows
     columns = kernel.amax(1, keepdim=True)  # [b, 1, L]
-    kernel = kernel.sub_(columns).exp_()  # 1 is the largest number of every row and of every column
+    kernel = kernel.sub_(columns).exp_()  # now the largest number of every row and of every column is 1
     beta = columns.mT.exp()  # [b, L, 1]: the published β = 1
     alpha = a / (kernel @ beta)
     beta = b / (kernel.mT @ alpha)

@@ -1,4 +1,4 @@
-"""Launches the Triton kernel of the transport of labels: as many programs as the device has multiprocessors."""
+"""Launches the Triton kernel of the transport of labels, with one program per multiprocessor."""
 
 import math
 
@@ -9,14 +9,14 @@ from .._triton import INTERPRETED, device_of, launch
 from .kernels import transport_kernel
 from .op import Arguments, Targets
 
-TILE = 4096  # scores of whole rows in registers: 16 a thread, and as many of three temporaries of this size
+TILE = 4096  # scores of a tile of whole rows: 16 registers a thread, and as many for each of three temporaries
 
-WIDE = 2048  # columns whose potentials and sums take so many registers that half of that tile is left
-ALIGNED = 16  # numbers: rows of scores begin where 16 bytes are read at once, whatever L is
+WIDE = 2048  # from this many columns on, potentials and sums leave registers for half of that tile only
+ALIGNED = 16  # rows of scores have a stride of a multiple of this many numbers, so that 16 bytes are read at once
 
 
 def block_sizes(dim: int, single: bool) -> tuple[int, int, int]:
-    """Of the product of tokens; rows that are not aligned are read a number at a time, which takes more registers."""
+    """Tile of the product of tokens. Unaligned rows are read number by number, which takes more registers."""
     if dim % ALIGNED:
         return 64, 64, 32
     return (128, 64, 32) if single else (128, 128, 64)
