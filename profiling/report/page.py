@@ -43,7 +43,9 @@ wrote. `python -m profiling.report` makes these pages from the files.
 
 ## All benchmarks
 
-Ratio of the usual baseline, then of the fastest baseline if that is another one, at the first size of each page:
+Ratio of the usual baseline, then of the fastest baseline if that is another one, at the first size of each page.
+`textbook` is the equations of the paper in plain PyTorch, `published` is written as in the published code, and
+`compiled` is the same under `torch.compile`. Each page describes its own baselines.
 """
 NOT_RUN = """## GPU
 

@@ -36,8 +36,8 @@ def readme_block(folder: Path = RESULTS) -> str:
     lines = [
         *table(("", "size", "usual baseline", "strongest baseline", "of the floor"), rows),
         "",
-        f"A selection: of all {len(compared)} cases with a baseline, {lost} are slower than one. "
-        f"[All of them](docs/results/benchmarks.md).{missing}",
+        f"This is a selection: {len(compared)} cases have a baseline, and in {lost} of them a baseline is faster. "
+        f"[All benchmarks](docs/results/benchmarks.md).{missing}",
     ]
     return "\n".join(lines)
 
