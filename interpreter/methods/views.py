@@ -29,8 +29,8 @@ V = TypeVar("V", bound="ViewTraining")
 Partner = Literal["previous", "random"]
 
 NOT_STORED = (
-    "the backbone is trained, or clips are augmented in every step anew, so features cannot be stored "
-    "(--no-train-backbone --no-photometric --crop-side 1 would)"
+    "the backbone is trained, or clips are augmented in every step, so features cannot be stored "
+    "(with --no-train-backbone --no-photometric --crop-side 1 they can)"
 )
 
 
@@ -214,7 +214,7 @@ class ViewStage(FeatureStage[V]):
             raise ValueError(f"{NOT_STORED}; use --features streamed")
         size, squares = context.data.frame_size, context.data.crop == "random"
         decoded = config.augment.decoded_size(size)
-        console.print("clips are streamed: each batch is decoded and augmented anew")
+        console.print("clips are streamed: each batch is decoded and augmented again")
         with streaming_loader(config.decoding, settings.dataset.videos, decoded, context.device, squares) as loader:
             clips = Clips(settings, config.num_frames, squares, config.stride)
             yield ViewInputs(clips, loader, size, config.augment, config.partner)

@@ -28,8 +28,8 @@ from interpreter.store.open import streaming_loader
 W = TypeVar("W", bound="WindowTraining")
 
 NOT_STORED = (
-    "patches are dropped before the backbone's blocks (--token-drop-at patches), other ones in every step, so features "
-    "cannot be stored"
+    "different patches are dropped in every step, before the blocks of the backbone (--token-drop-at patches), so "
+    "features cannot be stored"
 )
 
 

@@ -63,16 +63,16 @@ class Settings:
                     f"{name} groups the slots of a video: it has no meaning with --stage image or --level 1"
                 )
         if self.repeat_to is not None and not self.sees_repeats:
-            raise ValueError("repeat_to is a setting of --association learned: only the video stage sees repeats")
+            raise ValueError("repeat_to is a setting of --association learned: only the video stage uses repeats")
         if way_of(self) == "features" and self.merge_threshold is not None:
-            raise ValueError("merge_threshold is a setting of --association learned: features merge nothing")
+            raise ValueError("merge_threshold is a setting of --association learned: k-means merges nothing")
         if self.association == "learned" and self.masks_from == "tokens":
             raise ValueError("masks_from=tokens needs --association features: the video stage groups slots, not tokens")
 
     def _check_levels(self) -> None:
         """Raise an error for levels that contradict each other."""
         if self.stage == "image" and (self.level or self.levels or self.outlines):
-            raise ValueError("level, levels and outlines have no meaning with --stage image, which is level 1 alone")
+            raise ValueError("level, levels and outlines have no meaning with --stage image, which has level 1 only")
         if self.level is not None and self.level > self.top:
             raise ValueError(f"level {self.level} is above the highest of the {self.top} levels; raise --levels")
         if self.outlines is not None and self.outlines >= self.written:
@@ -83,9 +83,9 @@ class Settings:
                     f"{name} is a setting of the highest level, {self.top}, but level {self.written} is written"
                 )
         if self.top > 2 and self.masks_from is not None:
-            raise ValueError("masks_from is a setting of two levels: more levels group slots")
+            raise ValueError("masks_from is a setting of two levels: with more, segments are unions of slots")
         if self.top > 2 and self.repeat_to is not None:
-            raise ValueError("repeat_to is a setting of two levels: more levels pad short videos")
+            raise ValueError("repeat_to is a setting of two levels: with more, short videos are padded")
 
     @property
     def top(self) -> int:

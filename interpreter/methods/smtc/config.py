@@ -109,13 +109,13 @@ class SmtcTraining(ViewTraining):
     def __post_init__(self) -> None:
         if self.model.num_instances > MOST_INSTANCES:
             raise ValueError(
-                f"--num-instances {self.model.num_instances}: instances are matched by trying all orders, so at most "
-                f"{MOST_INSTANCES} of a semantic are possible; for more objects, raise --num-semantics"
+                f"--num-instances must be at most {MOST_INSTANCES}, got {self.model.num_instances}: matching tries all "
+                "orders of the instances; for more objects, raise --num-semantics"
             )
         if not 0 <= self.teacher.momentum <= 1:
-            raise ValueError(f"--momentum {self.teacher.momentum}: a number from 0 to 1 is needed")
+            raise ValueError(f"--momentum must be between 0 and 1, got {self.teacher.momentum}")
         if not 0 <= self.drop_path < 1:
-            raise ValueError(f"--drop-path {self.drop_path}: a number from 0 to below 1 is needed")
+            raise ValueError(f"--drop-path must be at least 0 and less than 1, got {self.drop_path}")
 
 
 _YTVOS = SmtcTraining(

@@ -73,7 +73,7 @@ class SolvModelConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout {self.dropout}: a probability from 0 to below 1 is needed")
+            raise ValueError(f"--dropout must be at least 0 and less than 1, got {self.dropout}")
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class SolvSettings:
 
     def __post_init__(self) -> None:
         if self.merge is False and (self.merge_threshold is not None or self.num_slots is not None):
-            raise ValueError("--merge False leaves nothing for a merge threshold or a number of slots to choose")
+            raise ValueError("--merge False merges nothing: leave out --merge-threshold and --num-slots")
 
     @property
     def sees_repeats(self) -> bool:

@@ -169,7 +169,7 @@ def test_parameters_are_grouped_by_rate_start_and_decay():
 
 
 def test_too_many_instances_and_a_width_that_does_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"--num-instances 6: .* at most 5 .* raise --num-semantics"):
+    with pytest.raises(ValueError, match=r"--num-instances must be at most 5, got 6: .* raise --num-semantics"):
         dataclasses.replace(PRESETS["demo"], model=SmtcModelConfig(num_instances=6))
     with pytest.raises(ValueError, match=r"--dim 8 differs from the width 12 .* use --project-features"):
         build(dim=8)

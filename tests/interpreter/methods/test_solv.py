@@ -216,7 +216,7 @@ def test_never_merging_keeps_all_slots_and_contradicts_a_threshold():
     assert STAGE.merge_schedule(PRESETS["davis"], None) is None
     for settings in ({"merge_threshold": 0.1}, {"num_slots": 3}):
         assert SolvSettings(**settings).merges
-        with pytest.raises(ValueError, match="--merge False leaves nothing"):
+        with pytest.raises(ValueError, match="--merge False merges nothing"):
             SolvSettings(merge=False, **settings)
 
 

@@ -221,7 +221,7 @@ def test_features_are_those_of_the_pixels(dataset, tmp_path):
 
 
 def test_pixels_are_neither_stored_nor_cached(dataset, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"cannot be stored \(--no-train-backbone.*use --features streamed"):  # noqa: SIM117
+    with pytest.raises(ValueError, match=r"cannot be stored \(with --no-train-backbone.*use --features streamed"):  # noqa: SIM117
         with opened(dataset, tmp_path, features="stored"):
             pass
     with opened(dataset, tmp_path):  # auto streams
