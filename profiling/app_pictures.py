@@ -81,7 +81,7 @@ def main() -> None:
             take(page, name)
             if name == "wide":
                 page.get_by_role("tab", name="Training").click()
-                page.get_by_role("heading", name="Masks as they emerge").wait_for()
+                page.get_by_role("heading", name="Masks during training").wait_for()
                 page.wait_for_timeout(1500)
                 take(page, "training")
             page.close()

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs, demonstrates and tests the committed state from scratch: for each Python a new clone and environment, packages
-# from PyPI, nothing of this machine's pip configuration (report: fresh.md). Then with the newest packages there are, and
-# with the oldest that pyproject.toml allows (fresh-packages.md). It takes an hour on two cores and 15 GB, and needs
-# python3.11 to python3.13 on the path. `ops` takes a quarter of an hour and 11 GB, and needs python3.12 alone.
+# Installs the committed state from scratch, runs the demo and the tests. Each Python gets a new clone and environment with
+# packages from PyPI, without this machine's pip configuration (report: fresh.md). `packages` does the same with the newest
+# packages and with the oldest that pyproject.toml allows (fresh-packages.md). All of it takes an hour on two cores and
+# 15 GB, and needs python3.11 to python3.13 on the path. `ops` takes a quarter of an hour and 11 GB, and only needs
+# python3.12.
 #
 #   profiling/fresh.sh              # all
 #   profiling/fresh.sh users        # Python 3.12 and 3.13, as README says: fresh.md
@@ -58,9 +59,9 @@ bounds() { # name, version of Python, resolution of uv
     rm -rf "${WHERE:?}/$1" # an environment has gigabytes
 }
 
-# slotkernels with nothing but PyTorch: a wheel is built, what it promises is tried, and the tests run with the *other*
-# environment's wheel, because a wheel is to serve every PyTorch from the oldest on. NumPy is for the tests alone; the
-# interpreter of Triton 3.6, which comes with the oldest PyTorch, fails with NumPy 2.4.
+# slotkernels with PyTorch only: a wheel is built and tried, and the tests run with the wheel of the *other* environment,
+# because a wheel must work with every PyTorch from the oldest on. NumPy is for the tests only. The interpreter of Triton
+# 3.6, which comes with the oldest PyTorch, fails with NumPy 2.4.
 ALONE='python -m slotkernels | tee backends.txt && grep -q "^cpp *yes" backends.txt'
 OPS="tests/slotkernels/test_native.py tests/slotkernels/test_doctests.py tests/slotkernels/test_sinkhorn_cpp.py \
     tests/slotkernels/test_slot_update_cpp.py tests/slotkernels/test_invariant_slot_attention_cpp.py \

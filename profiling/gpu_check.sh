@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Measures and tests everything that needs a GPU, in two commands of about 400 s each, without a network. The most
-# valuable parts run first.
+# important parts run first.
 #
 #   profiling/gpu_check.sh figures              # device, csrc, a smoke test of each op, training steps, benchmarks
 #   profiling/gpu_check.sh proof                # GPU tests, exact resume, sanitizer, benchmarks of baselines, ncu, commands
 #   profiling/gpu_check.sh figures --list       # names of the parts
-#   profiling/gpu_check.sh figures --only 'step|bench'  # only the parts whose names begin so
+#   profiling/gpu_check.sh figures --only 'step|bench'  # only the parts whose names begin with this
 #   profiling/gpu_check.sh proof --device cpu   # dry run: the same parts at small sizes on any machine
 #
-# Results go to $OUT (default profiling/results; for a dry run .gpu-check/dry-run): at most 8 files a command, complete
-# after each part. Needs PyTorch and Triton. What else is missing can be carried along: `make gpu-carry` fills
-# .carry/figures and .carry/proof. Their packages are unpacked into .gpu-check and used only where the machine has none
-# ($CARRY and $SCRATCH name other folders; relative paths begin at the repository). Each part has a time limit, and all
-# together have $BUDGET seconds (default 400). A part that fails or hangs does not affect the others.
+# Results go to $OUT (default profiling/results; for a dry run .gpu-check/dry-run): at most 8 files per command, complete
+# after each part. The machine needs PyTorch and Triton. You can prepare other missing packages on another machine:
+# `make gpu-carry` fills .carry/figures and .carry/proof, which you copy along. They are unpacked into .gpu-check, and used
+# only if the machine does not have the package. $CARRY and $SCRATCH set other folders; relative paths begin at the
+# repository. Each part has a time limit, and all parts together have $BUDGET seconds (default 400). A part that fails or
+# hangs does not affect the others.
 # See docs/develop/check_on_a_gpu.md.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1

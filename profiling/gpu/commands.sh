@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs what a user runs, on this machine's device: trains every method on generated scenes with --compile, with levels, a
-# gate and padded clips; then segments a real clip and a stream, and evaluates. Prints the exit status and seconds of
-# each command, and of a failed one the end of its output. Ends with status 1 if any failed.
+# Runs the commands of a user on this machine's device: trains every method on generated scenes with --compile, with
+# levels, a gate and padded clips; then segments a real clip and a stream, and evaluates. Prints the exit status and the
+# seconds of each command, and the end of the output if a command fails. The exit status is 1 if any command fails.
 #
 #   profiling/gpu/commands.sh            # 200 steps of the image stage, fewer of the others
 #   STEPS=4 VIDEOS=6 COMPILE= profiling/gpu/commands.sh      # a rehearsal on a CPU

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Kernels of a training step under Nsight Compute: what limits each (docs/develop/trace_a_step.md).
+# Measures kernels of a training step with Nsight Compute, to find what limits them (docs/develop/trace_a_step.md).
 #
 #   profiling/gpu/ncu_kernel.sh '^forward_kernel' --stage image --preset ytvis19  # then options of profiling.step
 #   LAUNCHES=3 SKIP=2 profiling/gpu/ncu_kernel.sh '^sinkhorn_kernel' --stage video --preset ytvis19
 #
 # Skips the first SKIP launches of the kernel (default 0), then measures LAUNCHES of them (default 1); ncu replays each
-# one many times with caches flushed. Clocks stay as they are: other programs may share the card. If ncu reports
-# ERR_NVGPUCTRPERM, an administrator must allow performance counters. $SUMMARY (default $OUT/ncu-details.csv)
-# holds the summary by section with ncu's advice, $OUT/ncu-raw.csv every metric; $OUT/kernel.ncu-rep, for Nsight's
-# window, is not for git. Without ncu or a GPU it says what is missing, and takes one step on the CPU to show that the
-# rest works.
+# one many times with flushed caches. Clocks are not changed, because other programs may share the card. If ncu reports
+# ERR_NVGPUCTRPERM, an administrator must allow performance counters. It writes $SUMMARY (default $OUT/ncu-details.csv), a
+# summary by section with ncu's advice; $OUT/ncu-raw.csv, every metric; and $OUT/kernel.ncu-rep for Nsight's window, which
+# is not for git. Without ncu or a GPU, it prints what is missing and takes one step on the CPU, to show that the rest
+# works.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=profiling/common/parts.sh

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Training steps of a stage under Nsight Systems: where the time between and inside kernels goes (docs/develop/trace_a_step.md).
+# Traces training steps of a stage with Nsight Systems: time between and inside kernels (docs/develop/trace_a_step.md).
 #
 #   profiling/gpu/nsys_step.sh --stage video --preset ytvis19                  # eager: all NVTX ranges
 #   profiling/gpu/nsys_step.sh --stage image --preset ytvis19 --mode captured  # options are those of profiling.step
 #   OUT=/elsewhere profiling/gpu/nsys_step.sh …                                # default profiling/results
 #
 # Summaries (CSV) go to $OUT/nsys_*.csv; the trace itself, step.nsys-rep for Nsight's window, is not for git.
-# Without nsys or a GPU it says what is missing, and takes one step on the CPU to show that the rest works.
+# Without nsys or a GPU, it prints what is missing and takes one step on the CPU, to show that the rest works.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=profiling/common/parts.sh
