@@ -41,15 +41,16 @@ PROG = "python -m interpreter.cache"
 class Caching:
     """Compute features or image slots of all frames once, for training: one safetensors file per video and flip.
 
-    --stage image stores the backbone's features of every frame, which the image stage trains on. --stage video stores
-    the image slots of every frame, --draws draws of the slot prior each, and their attention over patches; the video
-    stage then trains without decoding a frame. `interpreter.train` uses existing files and computes missing ones.
+    --stage image stores the features of every frame, which the image stage trains on. --stage video stores the image
+    slots of every frame (for --draws draws of the slot prior) and their attention over patches, so that the video stage
+    trains without decoding frames. `interpreter.train` uses existing files and computes missing ones.
 
     The path of a file is a hash of the video's bytes and of everything else that its values depend on (backbone, its
-    weights, block, norm, frame size, precision, type, flip, checkpoint of the image stage): if any of it changes, the
-    values are computed again. Prints the required disk space first. If interrupted, rerun the same command to resume.
-    Several commands that fill the same --cache share the videos, and so do the processes of torchrun:
-    torchrun --nproc-per-node 8 -m -- interpreter.cache --run DIR (the -- keeps torchrun from reading --run itself).
+    weights, block, norm, frame size, precision, type, flip, checkpoint of the image stage). If any of these changes,
+    the values are computed again. The command prints the required disk space first. If interrupted, rerun the same
+    command to resume. Several commands that fill the same --cache share the videos. So do the processes of torchrun:
+    torchrun --nproc-per-node 8 -m -- interpreter.cache --run DIR (without --, torchrun would read --run as its own
+    option).
 
     Examples:
       python -m interpreter.cache --run runs/demo --stage image
@@ -57,30 +58,29 @@ class Caching:
     """
 
     run: Path
-    """Run directory. Its configuration supplies the defaults of the options below.
-    Before the first training, --preset does."""
+    """Run directory. The options below default to its configuration, or to --preset before the first training."""
     method: str = DEFAULT_METHOD
     """Method of the run. Default: the one in its configuration."""
     stage: str = "video"
     """Stage whose inputs are computed. For the method interpreter:
     image (features), video (image slots and their attention, from the trained image stage of the run), or video-3 and
     more (slots of the level below, for a level whose training has begun)."""
-    preset: tyro.conf.Suppress[str] = "demo"  # read first, since other defaults depend on it
+    preset: tyro.conf.Suppress[str] = "demo"  # read first, because other defaults depend on it
     cache: Path | None = None
     """Directory of the cached files. Default: the --cache that this run was trained with, else RUN/cache."""
     draws: int = option(4, at_least=1)
-    """Draws R of the slot prior for each frame (--stage video); as many as --draws of the training."""
+    """Number R of draws of the slot prior for each frame (--stage video). Use the --draws of the training."""
     dtype: Dtype = "fp16"
-    """Type of the stored values. Training takes either; bf16 where values overflow fp16."""
+    """Type of the stored values. Training reads both. Use bf16 if values overflow fp16."""
     flip: bool = True
     """Store the mirrored frames too, which training with --flip needs."""
     workers: int = field(default_factory=default_workers, metadata={"at_least": 1})
-    """Videos that each process handles at a time: one is decoded while another is encoded."""
+    """Number of videos that each process handles at a time: one is decoded while another is encoded."""
     allow_unfinished: bool = False
     """Use the image slots of an image stage that has not reached its last step (--stage video)."""
     prune: bool = False
-    """At the end, delete files of the same kind that other settings or another image stage produced.
-    Do not use it in a directory that several runs share."""
+    """At the end, delete files of the same kind that were computed with other settings or another image stage.
+    Do not use it if several runs share the directory."""
     engine: Literal["local", "ray"] = "local"
     """local: this process, or those of torchrun.
     ray: Ray Data, for corpora beyond one machine; reads --source, writes --out (pip install 'ray[data]' fsspec).
@@ -88,17 +88,17 @@ class Caching:
     source: str | None = None
     """Any fsspec URL of a folder of video files and folders of frames (--engine ray)."""
     out: str | None = None
-    """Any fsspec URL for the files (--engine ray); copied or mounted, the result is a --cache for training."""
+    """Any fsspec URL for the files (--engine ray). To train on the result, copy or mount it and use it as --cache."""
     ray_workers: int = option(2, at_least=1)
-    """Processes of Ray, each with one core and, if there are GPUs, one GPU (--engine ray)."""
+    """Number of Ray's processes, each with one core and, if there are GPUs, one GPU (--engine ray)."""
     precision: Precision = "auto"
-    """Precision of the products; as in training."""
+    """Precision of matrix products. Use the same as in training."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
-    """Parse the command line: run, method and preset first, since all other defaults depend on them.
+    """Parse the command line: first run, method and preset, because all other defaults depend on them.
 
     Returns:
         The method with the run's configuration, and the options.
@@ -130,7 +130,7 @@ def parse(arguments: Sequence[str]) -> tuple[Chosen, Caching]:
     if named.run is None:
         method, stored = choose_method(method.name, run)
     begun = {key: stored.options(key, method.stage(key).config) for key in stored.stages}
-    source: Any = begun.get(first.key(preset)) or preset  # supplies data and backbone
+    source: Any = begun.get(first.key(preset)) or preset  # the stage whose data and backbone are used
     stage = named.stage or method.stages[-1].name
     latest: Any = begun.get(stage) or next(reversed(begun.values()), source)
     defaults = Caching(
@@ -155,8 +155,7 @@ def stage_options(config: Caching, run: Path, chosen: Chosen) -> tuple[Stage[Any
     """The stage whose inputs are cached, and its options with those of the command.
 
     Raises:
-        ValueError: if the run does not hold the options of a stage of which there are several, or the stage has nothing
-            to cache.
+        ValueError: if the run does not have the options of this level, or the stage has nothing to cache.
     """
     stage = chosen.method.stage(config.stage)
     if config.preset not in stage.presets:
@@ -183,17 +182,17 @@ def stage_options(config: Caching, run: Path, chosen: Chosen) -> tuple[Stage[Any
 
 
 def open_maker(config: Caching, run: Path, root: Path, chosen: Chosen | None = None) -> Maker:
-    """What computes the files of a stage's inputs.
+    """Return what computes the files of a stage's inputs.
 
     Args:
         config: the options.
-        run: run directory; on a machine of a cluster a copy of ``config.run``.
+        run: run directory. On a machine of a cluster it is a copy of ``config.run``.
         root: directory of the cache.
         chosen: the method with the run's configuration. Default: read from ``run``.
 
     Raises:
         FileNotFoundError: if an earlier stage was not trained.
-        ValueError: if it is not finished, or options contradict those that it was trained with.
+        ValueError: if it is not finished, or options differ from those that it was trained with.
     """
     chosen = chosen or choose_method(config.method, run)
     stage, options = stage_options(config, run, chosen)
@@ -206,7 +205,7 @@ def open_maker(config: Caching, run: Path, root: Path, chosen: Chosen | None = N
 
 
 def _check_same_features(config: Caching, context: Context) -> None:
-    """Refuse options of the backbone other than those that the earlier stage was trained with."""
+    """Raise an error if options of the backbone differ from those that the earlier stage was trained with."""
     (name, trained), *_ = context.earlier.items()
     if (config.backbone, config.data.frame_size) != (context.backbone_config, context.data.frame_size):
         raise ValueError(
@@ -219,11 +218,11 @@ def _check_same_features(config: Caching, context: Context) -> None:
 
 
 def fill(config: Caching, shard: Shard, chosen: Chosen) -> None:
-    """Make this process's share of what is missing. Finished files stay, even if the call fails or is interrupted.
+    """Compute this process's share of the missing files. Finished files are kept if the call fails or is interrupted.
 
     Raises:
         ValueError, FileNotFoundError: if the run, the data or an option is wrong.
-        OSError: if the disk cannot hold it; nothing was written then.
+        OSError: if the disk is too small. Then nothing is written.
     """
     root = config.cache or config.run / "cache"
     if root.exists() and not root.is_dir():
@@ -234,7 +233,7 @@ def fill(config: Caching, shard: Shard, chosen: Chosen) -> None:
     advice = "give --cache DIR on a larger disk, or make room (--prune deletes stores of other recipes, at the end)"
     cache.fill(shard, config.workers, advice)
     if config.stage != chosen.method.stages[0].name and shard.rank == 0:
-        # A stage above another one trains without decoding: the frames that its pictures show are cached as well.
+        # A stage above another one trains without decoding, so the frames that its picture grids show are cached too.
         digests = [content.digest for content in cache.contents]
         stored_pictures(root, dataset.videos, digests, config.data.frame_size)
     others = cache.other_stores()
@@ -254,7 +253,7 @@ def fill_with_ray(config: Caching, chosen: Chosen) -> None:
     needed: list[Path] = []
     for key in needed_stages(chosen.method, stage, options, chosen.stored):
         require_finished(config.run, key, chosen.stored, config.allow_unfinished)
-        load_stage_state(config.run, key, config.method)  # fails here, not in a process of the cluster
+        load_stage_state(config.run, key, config.method)  # errors appear here, not in a process of the cluster
         needed += [config.run / "config.json", *checkpoints(config.run / key)[-1:]]
     corpus = ray.Corpus(config.source, config.out, config.ray_workers)
     ray.fill(corpus, partial(open_maker, config), config.run, needed)

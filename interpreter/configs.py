@@ -1,4 +1,4 @@
-"""Options that all methods share: data, backbone, loader, optimiser, logging, and those of every stage."""
+"""Options that all methods share: data, backbone, loader, optimiser, logging, and options of every stage."""
 
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -15,13 +15,13 @@ WITHOUT_SPLITS = ("folder", "segtrack")
 
 
 def option(default: Any, *, at_least: int | None = None, may_change: bool = False, encodes: bool = False) -> Any:
-    """A field of an options dataclass.
+    """Define a field of an options dataclass.
 
     Args:
-        default: its default.
-        at_least: least value of a whole number, or of each of several.
-        may_change: whether a run may be resumed with another value.
-        encodes: of a method's settings, whether a video has to be encoded again with another value.
+        default: default value.
+        at_least: least value of a whole number, or of each number of a tuple.
+        may_change: whether a run can be resumed with another value.
+        encodes: for settings of a method: whether another value needs a new encoding of the video.
     """
     return field(default=default, metadata={"at_least": at_least, "may_change": may_change, "encodes": encodes})
 
@@ -38,10 +38,10 @@ class VideosConfig:
     movi: MOVi-C, -D or -E, after `interpreter.data convert`.
     `python -m interpreter.data verify NAME --root DIR` prints where to download each."""
     root: Path | None = None
-    """Data set root. Default for synthetic: RUN/scenes."""
+    """Folder of the data set. Default for synthetic: RUN/scenes."""
     split: str | None = "train"
-    """Split of the data set, or several joined by +, such as train+valid+test; ignored for folder and segtrack, which
-    have none.
+    """Split of the data set, or several joined by +, such as train+valid+test. Ignored for folder and segtrack, which
+    have no splits.
     ytvis splits: train (without the hold-out), holdout (entries 600–899 of train.json), last-300 (its 300 largest
     ids), without-last-300 (the others), all (the whole train.json), valid, test.
     ytvos splits: train, valid, test, and the same with all 30 frames per second, such as train_all_frames."""
@@ -54,34 +54,34 @@ class VideosConfig:
     scene_objects: tuple[int, int] = option((3, 8), at_least=1)
     """Fewest and most objects of a generated scene, at most 12."""
     scene_absences: bool = False
-    """Objects of generated scenes leave the view for a while and return; for scenes of 100 frames or more."""
+    """Objects of generated scenes leave the view and return; for scenes of 100 frames or more."""
     annotations: DavisAnnotations = "unsupervised"
     """Which masks of DAVIS 2017: of every salient object, or of the objects of the first frame."""
     crop_borders: bool = False
     """Crop black borders off frames and masks."""
     crop: Crop = "none"
-    """none: whole frames. central: the central square of every frame and mask, its side the shorter side of the frame.
-    random: in training a random square of that size, the same for all frames of a clip; elsewhere the central one,
+    """none: whole frames. central: the central square of frames and masks; its side is the shorter side of the frame.
+    random: in training a random square of that size, the same for all frames of a clip; elsewhere the central square,
     also in the video stage of interpreter, which trains on stored slots.
     Squares need a square --frame-size. With --crop-borders, borders are cropped first."""
 
 
 @dataclass(frozen=True)
 class DataConfig(VideosConfig):
-    """Where the videos come from, and the size that frames are resized to."""
+    """Where the videos come from, and the size of the frames."""
 
     frame_size: tuple[int, int] = option((128, 192), at_least=1)
-    """Height and width that frames are resized to; multiples of the backbone's patch size."""
+    """Height and width that frames are resized to. Both are multiples of the backbone's patch size."""
 
     def __post_init__(self) -> None:
         require_square(self.crop, self.frame_size)
 
 
 def require_square(crop: Crop, frame_size: tuple[int, int]) -> None:
-    """Refuse to squeeze square crops into a frame size that is not square.
+    """Raise an error for square crops with a frame size that is not square, which would distort them.
 
     Raises:
-        ValueError: names the nearest square size.
+        ValueError: if the size does not fit; names the nearest square size.
     """
     if crop == "none":
         return
@@ -129,14 +129,14 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """One run of the optimiser."""
+    """Steps, batches and learning rate."""
 
     steps: int = option(1800, at_least=1, may_change=True)
     """Optimiser steps."""
     batch_size: int = option(32, at_least=1)
-    """Samples per step, which torchrun's processes share: frames, or clips of a stage that trains on clips."""
+    """Samples per step, divided among torchrun's processes: frames, or clips for a stage that trains on clips."""
     micro_batch: int | None = option(None, at_least=1)
-    """Samples that a process computes at once; gradients are accumulated over the batch, which saves memory.
+    """Number of samples that a process computes at once. Gradients are accumulated over the batch, which saves memory.
     Default: all samples of the process."""
     peak_lr: float = 4e-4
     """Learning rate after warm-up."""
@@ -153,15 +153,15 @@ class OptimConfig:
     clip_norm: float | None = None
     """Clip the gradient to this norm. Default: no clipping."""
     flip: bool = True
-    """Mirror half of the samples, chosen at random: whole clips of a stage that trains on clips."""
+    """Mirror a random half of the samples; whole clips for a stage that trains on clips."""
     precision: Precision = "auto"
-    """auto: bf16 autocast where the hardware multiplies bf16 faster than fp32, else fp32.
-    fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/use/training.md)."""
+    """auto: bf16 autocast if the hardware multiplies bf16 faster than fp32, else fp32.
+    fp8-backbone: additionally the frozen ViT in float8, which changes its features slightly (docs/use/backbones.md)."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     deterministic: bool = True
-    """On a GPU: compute the same numbers each time, so that a resumed run ends like one that was never stopped.
-    Without, attention may be cuDNN's, which is faster backward (docs/use/training.md)."""
+    """On a GPU: use deterministic kernels, so that a resumed run ends like one that was never stopped.
+    --no-deterministic allows faster kernels (docs/use/speed_and_memory.md)."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class LoggingConfig:
     checkpoint_every: int = option(200, at_least=1)
     """Steps between two checkpoints."""
     log_to: tuple[TrackerName, ...] = ("tensorboard",)
-    """Trackers that get the records of metrics.jsonl, which is always written. --log-to without a name turns them off.
+    """Trackers that get the records of metrics.jsonl, which is always written. --log-to without a name: no trackers.
     tensorboard: RUN/tensorboard. wandb: Weights & Biases, offline in RUN/wandb; WANDB_MODE=online uploads.
     mlflow: RUN/mlflow, or the store that MLFLOW_TRACKING_URI names. wandb and mlflow need their packages
     (docs/use/logging.md)."""
@@ -198,11 +198,11 @@ class StageConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig, metadata={"may_change": True})
     decoding: LoaderConfig = field(default_factory=LoaderConfig, metadata={"may_change": True})
     features: Features = option("auto", may_change=True)
-    """stored: compute the features of all frames once, with both flips, and store them in the cache.
+    """stored: compute the features of all frames once, also mirrored, and store them in the cache.
     streamed: decode and encode each batch again.
     auto: stored if that takes at most half of the free disk, else streamed."""
     cache: Path | None = option(None, may_change=True)
-    """Directory of cached features and slots; runs may share one. Default: RUN/cache."""
+    """Directory of cached features and slots, which several runs can share. Default: RUN/cache."""
     compile: bool = option(False, may_change=True)
     """Compile the training step with torch.compile; on a GPU also replay it as one CUDA graph."""
     cuda_graph: bool = option(True, may_change=True)

@@ -21,7 +21,7 @@ PROG = "python -m interpreter.train"
 
 
 def parse_stage(arguments: Sequence[str]) -> tuple[Method, Stage[Any], StageConfig]:
-    """Parse the command line: method, stage and preset first, since all other defaults depend on them."""
+    """Parse the command line: first method, stage and preset, because all other defaults depend on them."""
     arguments = rename_options(arguments, {"--samples": "--draws"})
     chosen, rest = parse_first(arguments, PROG, method={"choices": METHODS, "default": DEFAULT_METHOD})
     method = METHODS[chosen.method]
@@ -34,9 +34,9 @@ def parse_stage(arguments: Sequence[str]) -> tuple[Method, Stage[Any], StageConf
     defaults, last = stage.presets[chosen.preset], list(stage.presets.values())[-1]
     description = (
         f"{inspect.cleandoc(stage.config.__doc__ or '')}\n\n"
-        f"Read first, since the defaults of all other options depend on them: --method {{{','.join(METHODS)}}} (here: "
-        f"{method.name}), --stage {{{','.join(names)}}} (here: {stage.name}), --preset {{{','.join(stage.presets)}}} "
-        f"(here: {chosen.preset}).\n\n"
+        f"These options are read first, because all other defaults depend on them: --method "
+        f"{{{','.join(METHODS)}}} (here: {method.name}), --stage {{{','.join(names)}}} (here: {stage.name}), "
+        f"--preset {{{','.join(stage.presets)}}} (here: {chosen.preset}).\n\n"
         f"Examples:\n"
         f"  {train_command(method.name, stage.name, defaults.run)}\n"
         f"  {train_command(method.name, stage.name, last.run)} --preset {list(stage.presets)[-1]} --compile"
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _next_commands(method: Method, stage: Stage[Any], config: StageConfig) -> str:
-    """What can be done with a run whose stages up to this one are trained."""
+    """The commands to use next, after this stage."""
     run, use = config.run, stage.to_segment(config)
     names = [s.name for s in method.stages]
     trained, following = names[: names.index(stage.name) + 1], names[names.index(stage.name) + 1 :]

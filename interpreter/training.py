@@ -1,4 +1,4 @@
-"""Training of a stage of a method, from the options to the last step."""
+"""Trains a stage of a method, from the options to the last step."""
 
 import contextlib
 import dataclasses
@@ -51,14 +51,14 @@ from interpreter.store.fill import Shard
 
 
 def train(method: Method, stage: Stage[Any], config: StageConfig) -> None:
-    """Train a stage of a run, from its newest checkpoint to its last step. One process, or job, at a time uses a run.
+    """Train a stage of a run, from its newest checkpoint to its last step. One process or job at a time can use a run.
 
     Raises:
         Interrupted: if a signal stopped it; everything is saved.
-        LockedError: if another process uses the run; says which.
+        LockedError: if another process uses the run; names the process.
         ValueError, FileNotFoundError: if something in the configuration, the data or the run directory is wrong.
-        DivergedError: if the loss stops being finite.
-        LoaderError: if a loader fails though no video is damaged, such as when one of its processes is killed.
+        DivergedError: if the loss or a gradient is not finite.
+        LoaderError: if a loader fails for another reason than a damaged video, such as a process that was killed.
         OSError: if the disk is full.
         NotRepeatableError: if an operator has no deterministic kernel on this GPU.
     """
@@ -73,17 +73,17 @@ def train(method: Method, stage: Stage[Any], config: StageConfig) -> None:
         if config.optim.deterministic:
             repeatable(device)
         train_stage(method, stage, config, stop, ranks, device)
-        if stop.number:  # even after the last step: the signal is meant for the commands that follow as well
+        if stop.number:  # also after the last step, because the signal must stop the following commands too
             raise Interrupted(stop.number)
         console.print(memory_report(device))
 
 
 def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> None:
-    """Refuse what can be refused before anything is opened or made.
+    """Check the options before anything is opened or written.
 
     Raises:
-        ValueError: names the option.
-        FileNotFoundError, NotADirectoryError: if a run that has to exist does not.
+        ValueError: if an option is invalid; names it.
+        FileNotFoundError, NotADirectoryError: if a run that must exist does not.
     """
     check_ranges(config)
     require_trackers(config.logging.log_to)
@@ -109,12 +109,12 @@ def _check_options(method: Method, stage: Stage[Any], config: StageConfig) -> No
 
 
 def _run_to_start_from(stage: Stage[Any], config: StageConfig) -> Path | None:
-    """The run of ``--init``; None if the stage resumes, since its weights then come from its own checkpoint."""
+    """The run of ``--init``; None if the stage resumes, because its weights then come from its own checkpoint."""
     return None if checkpoints(config.run / stage.key(config)) else config.init
 
 
 def ways_to_save_memory(stage: Stage[Any], config: StageConfig) -> str:
-    """The options of a stage that lower the memory of a step, for a message."""
+    """The options of a stage that reduce the memory of a step, for a message."""
     options = ["--micro-batch"] if stage.additive else []
     if hasattr(getattr(config, "model", None), "recompute"):
         options.append("--recompute")
@@ -122,7 +122,7 @@ def ways_to_save_memory(stage: Stage[Any], config: StageConfig) -> str:
 
 
 def _with_absolute_paths(config: StageConfig) -> StageConfig:
-    """The options with absolute paths, which config.json records: later commands may start in another directory."""
+    """The options with absolute paths for config.json, because later commands may start in another directory."""
     paths: dict[str, Any] = {
         name: value.resolve()
         for name in ("init", "cache")
@@ -133,14 +133,16 @@ def _with_absolute_paths(config: StageConfig) -> StageConfig:
         paths["data"] = dataclasses.replace(data, root=data.root.resolve())
     backbone = getattr(config, "backbone", None)
     if backbone is not None and backbone.backbone != BUNDLED and (place := Path(backbone.backbone)).exists():
-        # Its links stay: the cache of the hub's client has files whose own names have no ending.
+        # Links are not resolved: they have the right suffix, but the files in the cache of the hub's client have none.
         paths["backbone"] = dataclasses.replace(backbone, backbone=str(place.absolute()))
     return dataclasses.replace(config, **paths)
 
 
 def _with_pinned_init(method: Method, stage: Stage[Any], config: StageConfig) -> StageConfig:
-    """The options with the commit of an ``--init`` of the hub: what a run started from does not change when its branch
-    moves on, and a stage that resumes keeps the commit that it started from."""
+    """The options with the commit of an ``--init`` of the hub, so that later commits do not change where a run started.
+
+    A stage that resumes keeps the commit that it started from.
+    """
     if config.init is None or not is_hub_name(config.init):
         return config
     name = parse_name(config.init)
@@ -154,14 +156,14 @@ def _with_pinned_init(method: Method, stage: Stage[Any], config: StageConfig) ->
 
 @contextlib.contextmanager
 def exclusive_run(run: Path, stages: Sequence[str]) -> Iterator[None]:
-    """Keep other trainings out of a run directory: all stages write its configuration, pictures and curves.
+    """Lock a run directory against other trainings, because all stages write its configuration, pictures and curves.
 
-    Under torchrun the first process takes the lock for all. A directory that was made for the lock is removed again if
-    nothing else was written to it.
+    Under torchrun the first process holds the lock for all. A directory that was created for the lock is removed again
+    if nothing else was written to it.
 
     Args:
         run: run directory.
-        stages: names of the method's stages, whose directories are cleared of what killed processes left.
+        stages: names of the method's stages. Partial files of killed processes are deleted from their directories.
 
     Raises:
         LockedError: if another process uses the run.
@@ -189,7 +191,7 @@ def exclusive_run(run: Path, stages: Sequence[str]) -> Iterator[None]:
 def train_stage(
     method: Method, stage: Stage[Any], config: StageConfig, stop: StopRequest, ranks: Ranks, device: torch.device
 ) -> None:
-    """Train a stage; see :func:`train`. The order of events: earlier stages, model, data, inputs, training."""
+    """Train a stage; see :func:`train`. In this order: earlier stages, model, data, inputs, training."""
     key, stored = stage.key(config), _stored_config(method, config.run)
     for needed in needed_stages(method, stage, config, stored):
         require_finished(config.run, needed, stored, getattr(config, "allow_unfinished", False))
@@ -197,9 +199,9 @@ def train_stage(
         require_same(_with_absolute_paths(before), config)
     context = open_context(method, stage, config, config.run, device, stored)
     stored = _with_stage(stored, key, stage, config, context)
-    # config.json keeps --precision as it was given: "auto" may mean another one on the machine that resumes the run.
+    # config.json keeps the option --precision: "auto" may choose another precision on the machine that resumes the run.
     optim = dataclasses.replace(config.optim, precision=resolve_precision(config.optim.precision, device))
-    model = _build(method, stage, config, context)  # before the data is opened: sizes that do not fit fail at once
+    model = _build(method, stage, config, context)  # before the data is opened, so that wrong sizes fail at once
     with ranks.first_goes_ahead():
         config.run.mkdir(parents=True, exist_ok=True)
         dataset = open_videos(context.data, config.run)
@@ -221,7 +223,7 @@ def train_stage(
 
 
 def _build(method: Method, stage: Stage[Any], config: StageConfig, context: Context) -> torch.nn.Module:
-    """The module with the weights that training starts from: random, or those of ``--init``."""
+    """The module with the initial weights: random, or from ``--init``."""
     torch.manual_seed(config.optim.seed)
     model = stage.build(config, context).to(context.device)
     if other := _run_to_start_from(stage, config):
@@ -232,7 +234,7 @@ def _build(method: Method, stage: Stage[Any], config: StageConfig, context: Cont
 
 
 def _print_facts(stage: Stage[Any], config: StageConfig, context: Context, task: Task, videos: int) -> None:
-    """Print what is trained, on what and where, and the memory of a step."""
+    """Print the stage, its data and device, and the memory of a step."""
     console.print(
         f"{stage.key(config)} stage: {count_parameters(task.model) / 1e6:.1f} M parameters, "
         f"{stage.describe(config, context)}, {videos} videos, {task.device}, {task.optim.precision}"
@@ -261,7 +263,7 @@ def _with_stage(stored: RunConfig, key: str, stage: Stage[Any], config: StageCon
     """The run's configuration with this stage in it.
 
     Raises:
-        ValueError: if this stage has checkpoints that were trained on other weights of the earlier stage.
+        ValueError: if checkpoints of this stage were trained on other weights of the earlier stage.
     """
     trained_on = dict(stored.trained_on)
     for needed in stage.needs(config)[:1]:
@@ -283,14 +285,14 @@ def _options_for_trackers(method: Method, key: str, config: StageConfig) -> dict
 def _choose_attention(
     device: torch.device, optim: OptimConfig, ranks: Ranks, heads: int, tokens: int, width: int
 ) -> str:
-    """Choose the attention kernel by the largest self-attention of a step."""
+    """Choose the attention kernel for the largest self-attention of a step."""
     rows = optim.batch_size // ranks.world
     return choose_attention(device, optim.precision, (min(rows, optim.micro_batch or rows), heads, tokens, width))
 
 
 @dataclasses.dataclass
 class Pictures:
-    """Draws the masks of the current weights on a few frames; decodes nothing if the cache holds what is needed."""
+    """Draws the masks of the current weights on a few frames. Decodes nothing if the cache has what is needed."""
 
     stage: Stage[Any]
     config: StageConfig

@@ -1,4 +1,4 @@
-"""Features of the frames of a data set: encoded once into the cache, or anew for each batch."""
+"""Features of the frames of a data set, read from the cache or encoded for each batch."""
 
 import hashlib
 import itertools
@@ -31,12 +31,11 @@ class FeatureSource(Protocol):
     """Features by global frame number (see :class:`interpreter.data.frame_index.FrameIndex`)."""
 
     def batches(self, requests: Iterable[Request]) -> Iterator[Tensor]:
-        """Yield the features [n, M, D] fp32 of each request, for n frames. A source takes requests ahead of the one it
-        yields."""
+        """Yield the features [n, M, D] fp32 of each request for n frames. Requests are taken ahead."""
 
 
 def encode(backbone: Backbone, frames: Iterable[np.ndarray], precision: str) -> Iterator[Tensor]:
-    """Yield features [≤32, M, D] of a stream of frames uint8 [H, W, 3], in order and in constant memory."""
+    """Yield features [≤32, M, D] of a stream of frames uint8 [H, W, 3], in order, with constant memory."""
     for chunk in _chunks(frames):
         yield _encode(backbone, chunk, precision)
 
@@ -63,7 +62,7 @@ def encode_batch(backbone: Backbone, pixels: Tensor, precision: str, keep: Tenso
 
 
 class StreamedFeatures:
-    """Encodes each batch anew; a loader decodes the frames ahead."""
+    """Encodes each batch again. A loader decodes the frames ahead."""
 
     def __init__(self, backbone: Backbone, loader: Loader, precision: str) -> None:
         self.backbone, self.loader, self.precision = backbone, loader, precision
@@ -75,11 +74,11 @@ class StreamedFeatures:
 
 
 class StoredFeatures:
-    """Features from the cache, memory-mapped: a batch reads only the frames of its request.
+    """Features from the cache, memory-mapped, so a batch reads only the frames of its request.
 
     Args:
         table: rows named "features".
-        device: where batches go.
+        device: device of the batches.
     """
 
     def __init__(self, table: FrameTable, device: torch.device) -> None:
@@ -89,7 +88,7 @@ class StoredFeatures:
         """See :class:`FeatureSource`.
 
         Raises:
-            ValueError: if a request has offsets of squares.
+            ValueError: if a request has offsets of squares, whose features are not in the cache.
         """
         for request in requests:
             frames, flips, offsets = Request(*request)
@@ -104,11 +103,11 @@ class FeatureMaker:
     Args:
         root: directory of all stores.
         backbone: frozen feature extractor.
-        config: what the backbone was loaded by.
+        config: options that the backbone was loaded with.
         size: frame size (H, W).
-        precision: "bf16" or "fp32", of the products.
-        dtype: "fp16" or "bf16", of the files.
-        flip: mirrored frames too.
+        precision: precision of matrix products, "bf16" or "fp32".
+        dtype: type of the stored values, "fp16" or "bf16".
+        flip: whether to store mirrored frames too.
     """
 
     name, unit = "features", "frames"
@@ -135,7 +134,7 @@ class FeatureMaker:
             "precision": precision,
             "dtype": dtype,
         }
-        if config.output != "tokens":  # the recipe of tokens stays that of the first caches
+        if config.output != "tokens":  # for tokens the recipe must not change: existing caches use it
             self.recipe["output"] = config.output
         rows = {"features": (DTYPES[dtype], (grid[0] * grid[1], backbone.dim))}
         self.stores: Mapping[bool, Store] = {
@@ -148,9 +147,9 @@ class FeatureMaker:
         return video.num_frames
 
     def pieces(self, video: Video, digest: str, flips: Sequence[bool]) -> Iterator[tuple[bool, int, Tensor]]:
-        """Yield (flip, first frame, features [≤32, M, D] in the type of the files): stored ones, or encoded now.
+        """Yield (flip, first frame, features [≤32, M, D] in the type of the files).
 
-        Either way they are the same values.
+        They are read from the cache or encoded; the values are the same.
         """
         length = video.num_frames
         stored = [flip for flip in flips if flip in self.stores and self.stores[flip].holds(digest, length)]
@@ -179,6 +178,6 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
-        # 0-dimensional tensors have no bytes to view: flattened first.
+        # Flattened first, because a 0-dimensional tensor cannot be viewed as bytes.
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -1,8 +1,8 @@
-"""Content-addressed files: one memory-mapped safetensors file per video, which exists complete or not at all.
+"""Content-addressed files: one memory-mapped safetensors file for each video. A file is complete or does not exist.
 
-A file's path is ``KIND-RECIPE/VIDEO.safetensors``: RECIPE is a hash of everything that the values depend on besides the
-video (weights, sizes, flip, …), VIDEO a hash of the video's bytes. What changed has another path, so no stale file
-is ever read. The header repeats recipe and video in full, and is compared to the byte before a file is used.
+A file's path is ``KIND-RECIPE/VIDEO.safetensors``: RECIPE is a hash of everything but the video that the values depend
+on (weights, sizes, flip, …), VIDEO a hash of the video's bytes. If anything changes, the path changes, so an outdated
+file is never read. The header contains recipe and video in full, and must match exactly before a file is used.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from interpreter.data.video.cropped import CroppedVideo
 from interpreter.files import write_text, written_whole
 
 NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8"}
-# Each open file is a mapping, of which Linux allows a process 65,530.
+# Each open file is a memory mapping. Linux allows a process 65,530 of them.
 OPEN_FILES = 4096
 
 Rows = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -35,14 +35,14 @@ Write = Callable[[str, int, Tensor], None]
 
 @dataclass(frozen=True)
 class Content:
-    """What a video holds: a hash of its bytes, and size and time of each file when they were read."""
+    """The content of a video: a hash of its bytes, and size and time of each file when it was read."""
 
     digest: str
     stamp: tuple[tuple[int, int], ...]
 
 
 def read_content(video: Video) -> Content:
-    """Hash the bytes of a video file, or of all frames of a folder in their order."""
+    """Hash the bytes of a video file, or of all frames of a folder, in their order."""
     stamp, digest, view = _stamp(video), hashlib.sha256(), video
     while isinstance(view, CroppedVideo):
         digest.update(f"{view.box}\n".encode())
@@ -56,13 +56,13 @@ def read_content(video: Video) -> Content:
 
 
 def require_unchanged(video: Video, content: Content) -> None:
-    """Refuse a video that was written to since it was hashed: its results would be filed under the old bytes.
+    """Raise an error if a video has changed since it was hashed. Its results would be stored under the old hash.
 
     Raises:
-        ValueError: names the video.
+        ValueError: if it has changed; names the video.
     """
     if _stamp(video) != content.stamp:
-        raise ValueError(f"{video.path} changed while it was read; leave it alone and run the same command again")
+        raise ValueError(f"{video.path} changed while it was read; do not change it, and run the same command again")
 
 
 def _files(video: Video) -> list[Path]:
@@ -80,8 +80,9 @@ class Store:
 
     Args:
         root: directory of all stores.
-        recipe: what the values depend on besides the video, in JSON's types; ``recipe["kind"]`` names the directory.
-        rows: type and shape of a row of each tensor, of a frame as a rule; a video of T frames has [T, *shape].
+        recipe: everything but the video that the values depend on, in JSON's types; ``recipe["kind"]`` names the
+            directory.
+        rows: type and shape of a row of each tensor. Usually a row is a frame; a video of T frames has [T, *shape].
     """
 
     def __init__(self, root: Path, recipe: Mapping[str, Any], rows: Rows) -> None:
@@ -92,11 +93,11 @@ class Store:
         self._opened = lru_cache(OPEN_FILES)(self._open)
 
     def path(self, digest: str) -> Path:
-        """Where the file of a video is, or would be."""
+        """The path of the file of a video, which need not exist."""
         return self.directory / f"{digest}.safetensors"
 
     def num_bytes(self, digest: str, frames: int) -> int:
-        """Exact size of a video's file."""
+        """Exact size of the file of a video in bytes."""
         header, data = self._header(digest, frames)
         return len(header) + data
 
@@ -110,7 +111,7 @@ class Store:
             return False
 
     def tensor(self, digest: str, name: str) -> Tensor:
-        """A memory-mapped tensor [T, *shape] of a video; only what is indexed is read."""
+        """A memory-mapped tensor [T, *shape] of a video. Only the rows that you index are read."""
         return self._opened(digest)[name]
 
     def _open(self, digest: str) -> dict[str, Tensor]:
@@ -119,15 +120,15 @@ class Store:
 
     @contextmanager
     def writing(self, video: Video, digest: str, rows: int | None = None) -> Iterator[Write]:
-        """Yield ``write(name, start, rows)``; the file appears complete when the block ends without an error, or never.
+        """Yield ``write(name, start, rows)``. The file appears when the block ends without an error.
 
         Args:
             video: the video.
-            digest: of its bytes.
-            rows: of its tensors. Default: its frames.
+            digest: hash of its bytes.
+            rows: number of rows of its tensors. Default: its number of frames.
 
         Raises:
-            ValueError: if a value does not fit its type, or rows are missing.
+            ValueError: if a value is out of the range of its type, or rows are missing.
             OSError: if the disk is full.
         """
         frames = video.num_frames if rows is None else rows
@@ -152,7 +153,7 @@ class Store:
                 raise ValueError(f"{video.path} gave {written} frames, but {frames} were counted before")
 
     def describe(self) -> None:
-        """Write ``recipe.json`` for people to read; nothing else reads it."""
+        """Write ``recipe.json``, for you to read. No code reads it."""
         write_text(self.directory / "recipe.json", json.dumps(self.recipe, indent=2, sort_keys=True) + "\n")
 
     def _offset(self, tensor: str, frames: int) -> int:

@@ -1,4 +1,4 @@
-"""Filling the cache: which files are missing, whether they fit on the disk, and which process makes them."""
+"""Fills the cache: which files are missing, whether they fit on the disk, and which process writes them."""
 
 import errno
 import os
@@ -28,16 +28,16 @@ BLOCK = 4096
 
 
 class Abandoned(Exception):
-    """The process ends, or another video failed: unfinished files are dropped."""
+    """The process is ending, or another video failed. Unfinished files are deleted."""
 
 
 class Maker(Protocol):
-    """What makes the files of one kind.
+    """Computes the files of one kind.
 
     Attributes:
-        name: what the files hold, for messages.
-        unit: what a row of a file is of, for messages: "frames", or "windows" of them.
-        stores: one for each flip.
+        name: contents of the files, for messages.
+        unit: unit of the rows of a file, for messages: "frames" or "windows".
+        stores: the store of each flip.
     """
 
     name: str
@@ -45,39 +45,41 @@ class Maker(Protocol):
     stores: Mapping[bool, Store]
 
     def rows(self, video: Video) -> int:
-        """How many rows the tensors of a video have."""
+        """Number of rows of the tensors of a video."""
 
     def make(self, video: Video, content: Content, flips: Sequence[bool], check: Callable[[], None]) -> None:
         """Write the files of a video.
 
         Args:
             video: the video.
-            content: what :func:`read_content` returned for it.
-            flips: which of the files.
-            check: called every few frames; raises if the work has to stop.
+            content: result of :func:`read_content` for it.
+            flips: flips whose files are written.
+            check: called every few frames. It raises an error if the work must stop.
 
         Raises:
-            ValueError: if the video is damaged, or changed since it was hashed; nothing is written then.
+            ValueError: if the video is damaged, or has changed since it was hashed. Then nothing is written.
         """
 
 
 @dataclass(frozen=True)
 class Shard:
-    """This process's share of the videos: every ``world``-th, from ``rank`` on."""
+    """The share of a process: every ``world``-th video, starting at ``rank``."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def from_environment(cls) -> "Shard":
-        """The share that torchrun gives this process.
+        """The share of this process in a job of torchrun.
 
         Raises:
-            ValueError: if RANK and WORLD_SIZE make no sense.
+            ValueError: if RANK is not below WORLD_SIZE, or they are no whole numbers.
         """
         rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-            raise ValueError(f"RANK={rank} and WORLD_SIZE={world} are not a rank and a number of ranks above it")
+            raise ValueError(
+                f"RANK={rank} and WORLD_SIZE={world} are invalid: RANK must be a whole number from 0 to WORLD_SIZE - 1"
+            )
         return cls(int(rank), int(world))
 
 
@@ -93,17 +95,17 @@ def read_contents(videos: Sequence[Video], workers: int) -> list[Content]:
 
 
 def default_workers() -> int:
-    """Videos at a time: enough to decode one while another is encoded, few enough to fit into memory."""
+    """Number of videos at a time: one is decoded while another is encoded, and they fit into memory."""
     return min(4, cpu_count())
 
 
 class Cache:
-    """The files that a maker makes of a set of videos.
+    """The files that a maker computes for a set of videos.
 
     Args:
-        maker: computes the files; its stores are where they go.
-        videos: the videos; two of the same content share their files.
-        contents: what :func:`read_contents` returned for them.
+        maker: computes the files, and has the stores that they are written to.
+        videos: the videos. Videos with the same content share their files.
+        contents: result of :func:`read_contents` for them.
     """
 
     def __init__(self, maker: Maker, videos: Sequence[Video], contents: Sequence[Content]) -> None:
@@ -112,11 +114,11 @@ class Cache:
         self.lengths = [maker.rows(video) for video in videos]
 
     def table(self) -> FrameTable:
-        """Rows of all videos; every file has to exist."""
+        """Rows of all videos. Every file must exist."""
         return FrameTable(self.maker.stores, [content.digest for content in self.contents], FrameIndex(self.lengths))
 
     def missing(self) -> dict[int, list[bool]]:
-        """Flips whose files are absent or incomplete, by number of the video; complete videos are left out."""
+        """Flips whose files are missing or incomplete, by number of the video. Complete videos are not listed."""
         missing, seen = {}, set()
         for number, (content, length) in enumerate(zip(self.contents, self.lengths, strict=True)):
             flips = [flip for flip, store in self.maker.stores.items() if not store.holds(content.digest, length)]
@@ -126,7 +128,7 @@ class Cache:
         return missing
 
     def num_bytes(self, flips_of: Mapping[int, Sequence[bool]] | None = None) -> int:
-        """Exact size of the files of the wanted videos and flips, by default of all."""
+        """Exact size of the files of some videos and flips, by default of all, in bytes."""
         if flips_of is None:
             first = {content.digest: number for number, content in reversed(list(enumerate(self.contents)))}
             flips_of = {number: list(self.maker.stores) for number in first.values()}
@@ -137,14 +139,14 @@ class Cache:
         )
 
     def other_stores(self) -> list[Path]:
-        """Directories of stores of the same kind that were made by another recipe."""
+        """Directories of stores of the same kind with another recipe."""
         own = {store.directory for store in self.maker.stores.values()}
         kind = self.maker.stores[False].recipe["kind"]
         return sorted(path for path in self.root.glob(f"{kind}-*") if path not in own)
 
     @staticmethod
     def delete(directories: Sequence[Path]) -> int:
-        """Delete stores; returns their number of bytes."""
+        """Delete stores. Returns their size in bytes."""
         freed = 0
         for directory in directories:
             with suppress(FileNotFoundError):  # another process deletes it too
@@ -153,26 +155,26 @@ class Cache:
         return freed
 
     def free_bytes(self) -> int:
-        """Room on the disk."""
+        """Free space on the disk."""
         place = self.root
         while not place.exists():
             place = place.parent
         return shutil.disk_usage(place).free
 
     def fill(self, shard: Shard, workers: int, advice: str) -> None:
-        """Make this process's share of what is missing; prints the size first.
+        """Compute this process's share of the missing files. Prints their size first.
 
-        Files of finished videos stay, whatever ends the call. Processes that fill one cache at the same time share the
-        work: each skips the videos that another one is making, and returns when these are there.
+        Files of finished videos are kept, also if the call fails. Processes that fill the same cache at the same time
+        share the work: each skips the videos that another one is processing, and returns when those are finished.
 
         Args:
-            shard: which videos.
-            workers: videos at a time.
+            shard: share of the videos that this process computes.
+            workers: number of videos at a time.
             advice: what to do if the disk is too small.
 
         Raises:
-            OSError: if the disk cannot hold it; nothing was written then.
-            ValueError: if a video is damaged, or changed meanwhile.
+            OSError: if the disk is too small. Then nothing is written.
+            ValueError: if a video is damaged, or changed during the call.
         """
         self._remove_leftovers()
         missing = self.missing()
@@ -185,7 +187,7 @@ class Cache:
             highlight=False,
             soft_wrap=True,
         )
-        # A file takes whole blocks of the disk.
+        # A file occupies whole blocks of the disk.
         if needed + BLOCK * sum(map(len, missing.values())) > free:
             raise OSError(
                 errno.ENOSPC,
@@ -226,8 +228,7 @@ class Cache:
     def _make_video(
         self, flips_of: Mapping[int, Sequence[bool]], patient: bool, ending: threading.Event, number: int
     ) -> str:
-        """Make the files of a video, and return "". Returns who makes them now, if another process does; if
-        ``patient``, waits for it."""
+        """Compute the files of a video; return "". If another process does: return its name, or wait if ``patient``."""
 
         def check() -> None:
             if ending.is_set():
@@ -250,17 +251,17 @@ class Cache:
         return ""
 
     def _lock(self, number: int) -> Lock:
-        """The lock of the process that makes the files of a video."""
+        """The lock of the process that computes the files of a video."""
         return Lock(self.maker.stores[False].directory / f".{self.contents[number].digest}.lock")
 
     def _remove_leftovers(self) -> None:
-        """Remove what killed processes left of the files of these videos, and their locks."""
+        """Delete partial files and locks that killed processes left for these videos."""
         digests = {content.digest for content in self.contents}
         for store in self.maker.stores.values():
             for path in store.directory.glob(".*"):
                 digest = path.name.split(".")[1]
                 lock = Lock(self.maker.stores[False].directory / f".{digest}.lock")
-                with suppress(OSError):  # in a folder of another user they stay
+                with suppress(OSError):  # files in a folder of another user stay
                     if digest in digests and lock.take():
                         try:
                             if lock.exclusive and path.suffix == ".tmp":
@@ -269,7 +270,7 @@ class Cache:
                             lock.release()
 
     def wait_for_others(self) -> None:
-        """Return when the other processes have made their shares too."""
+        """Wait until the other processes have finished their shares."""
         while self.missing():
             time.sleep(POLL_SECONDS)
 
@@ -277,7 +278,7 @@ class Cache:
 def _in_pool(
     pool: ThreadPoolExecutor, workers: int, task: Callable[[int], str], numbers: Sequence[int]
 ) -> Iterator[tuple[int, str]]:
-    """Yield (number, task(number)) as tasks end; no more are submitted than can run, so none has to be taken back."""
+    """Yield (number, task(number)) as tasks end. Only as many are submitted as can run, so none must be cancelled."""
     waiting = iter(numbers)
     running: dict[Future[str], int] = {}
     while True:

@@ -1,4 +1,4 @@
-"""Opens what a stage trains on: the cache, filled first if need be, or a loader that decodes each batch anew."""
+"""Opens the inputs of a stage: the cache, which is filled first, or a loader that decodes each batch again."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,18 +22,18 @@ M = TypeVar("M", bound=Maker)
 def complete_cache(
     choice: Features, make: Callable[[Dtype], Maker], videos: Sequence[Video], contents: Sequence[Content]
 ) -> Cache | None:
-    """The cache with every file in it; None if it is not wanted.
+    """The complete cache, which is filled if files are missing; None if features are streamed.
 
-    A complete cache of either type is used; else one of type fp16 is filled.
+    A complete cache of type fp16 or bf16 is used. If there is none, one of type fp16 is filled.
 
     Args:
-        choice: "stored" always takes the cache, "auto" if it fits into half of the free disk, "streamed" never.
-        make: computes the files in a type.
+        choice: "stored" always uses the cache, "auto" if it fits into half of the free disk, "streamed" never.
+        make: returns what computes the files, for a type.
         videos: the videos.
-        contents: what :func:`read_contents` returned for them.
+        contents: result of :func:`read_contents` for them.
 
     Raises:
-        OSError: if the disk cannot hold it.
+        OSError: if the disk is too small.
         ValueError: if a video is damaged.
     """
     if choice == "streamed":
@@ -41,7 +41,7 @@ def complete_cache(
     caches = [Cache(make("fp16"), videos, contents), Cache(make("bf16"), videos, contents)]
     chosen = next((cache for cache in caches if not cache.missing()), caches[0])
     missing = chosen.num_bytes(chosen.missing())
-    # Files that exist count as free space: a command that continues another one decides as that one did.
+    # Existing files count as free space, so that a command that resumes another one makes the same decision.
     if choice == "auto" and missing and chosen.num_bytes() > (chosen.free_bytes() + chosen.num_bytes() - missing) / 2:
         return None
     advice = "use --features streamed, or --cache DIR on a larger disk"
@@ -54,7 +54,7 @@ def complete_cache(
 def streaming_loader(
     config: LoaderConfig, videos: Sequence[Video], size: tuple[int, int], device: torch.device, squares: bool = False
 ) -> Iterator[Loader]:
-    """Open the configured loader; one that decodes everything first shows a progress bar.
+    """Open the configured loader. If it decodes all frames first, it shows a progress bar.
 
     Args:
         config, videos, size, device, squares: see :func:`open_loader`.
@@ -82,15 +82,16 @@ def opened_features(
     decoding: LoaderConfig,
     crop: Crop = "none",
 ) -> Iterator[FeatureSource]:
-    """Features of all frames: from the cache, or encoded anew for each batch.
+    """Features of all frames, from the cache or encoded for each batch.
 
     Args:
         choice, make, videos: see :func:`complete_cache`.
         backbone: frozen feature extractor.
         size: (H, W) that frames are resized to.
-        precision: of the backbone.
-        decoding: the loader, if features are streamed.
-        crop: of ``videos``, as they were opened. With "random", features are streamed, and each request needs offsets.
+        precision: precision of the backbone.
+        decoding: options of the loader, if features are streamed.
+        crop: the option with which ``videos`` were opened. With "random", features are streamed, and each request needs
+            offsets.
 
     Raises:
         ValueError: for ``choice="stored"`` with ``crop="random"``.
@@ -104,6 +105,6 @@ def opened_features(
     if cache := complete_cache(choice, make, videos, contents):
         yield StoredFeatures(cache.table(), device)
         return
-    console.print("features are streamed: each batch is decoded and encoded anew")
+    console.print("features are streamed: each batch is decoded and encoded again")
     with streaming_loader(decoding, videos, size, device, crop == "random") as loader:
         yield StreamedFeatures(backbone, loader, precision)

@@ -1,4 +1,4 @@
-"""The cache of a corpus beyond one machine: Ray Data over videos at any fsspec URL (``--engine ray``)."""
+"""Fills the cache of a corpus that is too large for one machine, with Ray Data and fsspec URLs (``--engine ray``)."""
 
 import os
 import platform
@@ -18,18 +18,18 @@ from interpreter.store.files import read_content
 from interpreter.store.fill import Maker
 from interpreter.versions import require_package
 
-# (home of the run's files, directory of the store) -> what computes the files; called in each of Ray's processes
+# (folder of the run's files, directory of the store) -> what computes the files; called in each of Ray's processes
 OpenMaker = Callable[[Path, Path], Maker]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus and where its files go.
+    """A corpus, and the URL that its files are written to.
 
     Attributes:
         source: any fsspec URL of a folder of video files and folders of frames.
         out: any fsspec URL for the files.
-        workers: processes of Ray, of one core and, where there are any, one GPU each.
+        workers: number of Ray's processes, each with one core and, if there are GPUs, one GPU.
     """
 
     source: str
@@ -38,12 +38,12 @@ class Corpus:
 
 
 class Worker:
-    """One of Ray's processes: fetches a video, makes its files, and puts them where they belong.
+    """One of Ray's processes: downloads a video, computes its files, and uploads them.
 
     Args:
         corpus: see :class:`Corpus`.
         open_maker: opens what computes the files.
-        files: the run's files that it needs, by path below the run; nodes need not share a disk.
+        files: the files of the run that it needs, by path below the run. Nodes need not share a disk.
     """
 
     def __init__(self, corpus: Corpus, open_maker: OpenMaker, files: dict[str, bytes]) -> None:
@@ -60,7 +60,7 @@ class Worker:
         self.maker = open_maker(home / "run", home / "cache")
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Make the files of video ``row["name"]``; returns how many were missing, or what is wrong."""
+        """Compute the files of video ``row["name"]``. Returns how many were missing, or the error."""
         name = row["name"]
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / name
@@ -75,7 +75,7 @@ class Worker:
                         self._target(store.path(content.digest)),
                         store.num_bytes(content.digest, self.maker.rows(video)),
                     )
-                    # Objects appear whole at the end of an upload, and a partial one has another size.
+                    # Objects appear complete at the end of an upload. A partial object has another size.
                     if not self.out.exists(target) or self.out.size(target) != size:
                         missing.append(flip)
                 self.maker.make(video, content, missing, lambda: None)
@@ -85,7 +85,7 @@ class Worker:
                 path = self.maker.stores[flip].path(content.digest)
                 target = self._target(path)
                 self.out.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                partial = f"{target}.{name}.{token_hex(4)}.tmp"  # another job may make the same file
+                partial = f"{target}.{name}.{token_hex(4)}.tmp"  # another job may write the same file
                 self.out.put(str(path), partial)
                 self.out.mv(partial, target)
                 path.unlink()
@@ -96,16 +96,16 @@ class Worker:
 
 
 def fill(corpus: Corpus, open_maker: OpenMaker, run: Path, needed: Sequence[Path]) -> None:
-    """Make what is missing of a corpus, on the cluster that RAY_ADDRESS names, or else on this machine.
+    """Compute the missing files of a corpus, on the cluster that RAY_ADDRESS names, or else on this machine.
 
     Args:
-        corpus: the videos, and where the files go.
-        open_maker: opens what computes the files; Ray sends it to its processes.
+        corpus: the videos, and the URL of the files.
+        open_maker: opens what computes the files. Ray sends it to its processes.
         run: run directory.
         needed: files of the run that ``open_maker`` reads.
 
     Raises:
-        ValueError: if an option or Ray is missing, or videos are damaged; all others are done then.
+        ValueError: if an option or Ray is missing, or videos are damaged (all others are then finished).
         FileNotFoundError: if there are no videos.
     """
     try:
@@ -146,7 +146,7 @@ def fill(corpus: Corpus, open_maker: OpenMaker, run: Path, needed: Sequence[Path
 
 
 def videos_among(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The name of each entry of a folder, as fsspec lists it, that is a video file or a folder; hidden ones are not."""
+    """The names of the video files and folders in a folder that fsspec lists, without hidden ones."""
     items = []
     for entry in entries:
         name, folder = entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"] == "directory"

@@ -14,16 +14,16 @@ class FrameTable:
     """Stored rows by global frame number (see :class:`FrameIndex`).
 
     Args:
-        stores: the store of unmirrored frames under False, that of mirrored ones, if any, under True.
-        digests: of each video, as :func:`interpreter.store.files.read_content` computes it.
-        index: the frames.
+        stores: the store of frames (key False) and, if there is one, the store of mirrored frames (key True).
+        digests: hash of each video, from :func:`interpreter.store.files.read_content`.
+        index: the numbering of the frames.
     """
 
     def __init__(self, stores: Mapping[bool, Store], digests: Sequence[str], index: FrameIndex) -> None:
         self.stores, self.digests, self.index = stores, digests, index
 
     def rows(self, name: str, frames: Tensor, flips: Tensor, *index: Tensor) -> Tensor:
-        """Rows [n, …] of frames [n] int64 and flips [n] bool; ``index`` [n] each picks along further axes."""
+        """Rows [n, …] of frames [n] int64 with flips [n] bool. Each ``index`` [n] selects along a further axis."""
         videos, places = self.index.locate(frames)
         groups, members = np.unique(videos * 2 + flips.numpy(), return_inverse=True)
         gathered = None

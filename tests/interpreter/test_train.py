@@ -141,7 +141,7 @@ def test_init_that_does_not_fit_is_refused(tiny_run, tmp_path, image_options):
 
 
 def test_file_given_as_run_is_told_apart(tiny_run, video_options):
-    with pytest.raises(NotADirectoryError, match="is a file; --run takes the directory"):
+    with pytest.raises(NotADirectoryError, match="is a file; --run expects a directory"):
         main(["--run", str(tiny_run / "config.json"), *video_options])
 
 
