@@ -19,11 +19,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def script(page: str) -> str:
-    """The commands of a page as one shell script.
-
-    >>> print(script("```bash\\nls\\n```\\n```python\\nprint(1)\\n```\\n").replace(chr(10), "; "))
-    set -euo pipefail; ls; python -c 'print(1);';
-    """
+    """The commands of a page as one shell script."""
     lines = ["set -euo pipefail\n"]
     for language, text in BLOCK.findall(page):
         lines.append(text if language == "bash" else f"python -c {shlex.quote(text)}\n")

@@ -4,10 +4,12 @@ import contextlib
 import importlib
 import io
 import re
+import runpy
 from functools import cache
 from pathlib import Path
 
 import pytest
+import slotkernels
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -97,8 +99,8 @@ def test_options_of_the_commands_on_a_page_exist(name):
     for command, rest in command_lines((ROOT / name).read_text()):
         words = rest.split()
         arguments = words[:1] if command in ("data", "hub") else []
-        for option in ("--method", "--stage"):  # the options of training depend on them
-            if command == "train" and option in words:
+        for option in {"train": ("--method", "--stage"), "segment": ("--method",)}.get(command, ()):
+            if option in words:  # the other options depend on it
                 arguments += [option, words[words.index(option) + 1]]
         if command in ("segment", "evaluate") and "--method" not in words and name.startswith("docs/methods/"):
             arguments += method_of(name)  # that of the run, whose settings are options
@@ -107,11 +109,35 @@ def test_options_of_the_commands_on_a_page_exist(name):
     assert unknown == []
 
 
+def site():
+    """The settings of the site, as Sphinx executes them."""
+    pytest.importorskip("sphinx", reason="sphinx is not installed")
+    return runpy.run_path(str(ROOT / "docs/conf.py"))
+
+
+def links_of(page):
+    """Files that a page links to."""
+    return {(page.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+)", page.read_text())}
+
+
 def test_index_lists_every_page():
-    index = (ROOT / "docs" / "index.md").read_text()
-    listed = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", index)}
+    """A page that belongs to another by its name, as segment_files.md to segment.md, is linked from that page."""
+    index, children = links_of(ROOT / "docs/index.md"), site()["children"]
     pages = {path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "decisions"}
-    assert pages - listed - {ROOT / "docs" / "index.md"} == set()
+    listed = index | {ROOT / "docs/index.md"}
+    for page in pages:
+        listed |= links_of(page) & {ROOT / child for child in children(page.relative_to(ROOT))}
+    assert {str(page.relative_to(ROOT)) for page in pages - listed} == set()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "CHANGELOG.md"])
+def test_page_has_at_most_120_lines(name):
+    assert len((ROOT / name).read_text().splitlines()) <= 120
+
+
+def test_changelog_begins_with_the_version_of_the_code():
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == slotkernels.__version__
 
 
 def test_every_decision_is_listed_and_numbered():
