@@ -8,7 +8,7 @@
 # make integrations  frames from other packages and results for them, with the real packages (docs/use/results_for_other_tools.md)
 # make site       the documentation as a site, in build/site; make links: are its links to other sites alive?
 # make wheels     releases in dist/, each tried in an empty environment (CONTRIBUTING.md)
-# make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/develop/profiling.md)
+# make gpu-env | gpu-carry | gpu-dry-run   prepare and rehearse the check on a GPU (docs/develop/check_on_a_gpu.md)
 # make clean      deletes environments, the demo and caches
 # PYTHON=python3.12 chooses the Python, CPU=1 takes PyTorch without CUDA, SHORT=1 trains the demo for a minute only
 PYTHON ?= python3

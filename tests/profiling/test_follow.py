@@ -1,4 +1,4 @@
-"""Pages that are followed letter by letter: their commands are found, run in one shell, and end at the first failure."""
+"""Pages that are followed letter by letter: their commands run in one shell, and end at the first failure."""
 
 import subprocess
 import sys
