@@ -56,7 +56,7 @@ def test_the_size_is_announced_before_anything_is_downloaded(extra, plenty, tmp_
     (tmp_path / "pyvenv.cfg").touch()
     install.announce(extra, None, str(tmp_path))
     printed = capsys.readouterr().out
-    assert "a part of that is there already" in printed
+    assert "a part of it is already installed" in printed
     assert "CPU=1" not in printed, "PyTorch may be there, and pip would keep it"
 
 
