@@ -1,4 +1,4 @@
-"""Triton kernel of the Sinkhorn divergence's gradient: pulls times points. ``triton.py`` launches it."""
+"""Triton kernel for the gradient of the Sinkhorn divergence: transport weights (``pull``) times points."""
 
 import triton
 import triton.language as tl
@@ -9,10 +9,10 @@ from .products import centred, dot, load_piece, multiply, rounded
 
 @triton.jit
 def _weighted(pull, points, acc, PRECISION: tl.constexpr):
-    """``pull @ points + acc``. Half-precision points meet the pull in two parts, which keep 16 of its bits or more.
+    """``pull @ points + acc``. For half-precision points, the pull is split in two parts, which keep at least 16 bits.
 
-    Rounded once, a pull for p = 1 leaves gradients as wrong as their own rounding or, where points share an offset, 100
-    times as wrong; TF32 has to be fed float32 points and is 10 times less accurate than two parts.
+    A pull that is rounded once, for p = 1, gives gradients with an error as large as their own rounding, or 100 times
+    as large if all points have a common offset. TF32 needs float32 points and is 10 times less accurate than two parts.
     """
     if points.dtype == tl.float32:
         return multiply(rounded(pull, PRECISION), points, acc, PRECISION)
@@ -77,13 +77,13 @@ def gradient_kernel(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, EVEN_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Reads BLOCK_D coordinates of all points of one problem and one pull; writes as many of one set's gradients.
+    """Reads BLOCK_D coordinates of all points of one problem, and one pull; writes as many of one set's gradients.
     Registers: the gradients. Shared memory: pieces of the pull and of the points on the way.
     Floor: (N + M) · D · itemsize bytes read, as many (of N or M) written, 4 · (N + M) bytes of pull a row.
     """
     pieces = tl.cdiv(dim, BLOCK_D)
     d = tl.program_id(0) % pieces * BLOCK_D + tl.arange(0, BLOCK_D)
-    # The programs of both sets are neighbours: the second finds the points in the cache.
+    # The programs of both sets follow each other, so the second reads the points from the cache.
     rest = tl.program_id(0) // pieces
     problem = (rest // 2 if NEED_X and NEED_Y else rest).to(tl.int64)
     of_x = rest % 2 == 0 if NEED_X and NEED_Y else NEED_X

@@ -1,7 +1,8 @@
-"""What unbalanced transport changes in the Triton kernel: potentials are damped, and the value is no longer their mean.
+"""Unbalanced transport in the Triton kernel: potentials are damped, and the value is not their mean.
 
 Séjourné et al., "Sinkhorn divergences for unbalanced optimal transport" (2019). ``REACH`` is "none" for balanced
-transport, which nothing here changes; else it says whether the results are "potentials" or the terms of the "value".
+transport, for which these functions change nothing; else "potentials" if the results are potentials, or "value" if they
+are the terms of the value.
 """
 
 import triton
@@ -16,7 +17,7 @@ LARGEST = tl.constexpr(LARGEST_EXPONENT)
 
 @triton.jit
 def _expm1(x):
-    """``exp(x) - 1`` without losing the digits of a small x; Kahan's form in the interpreter, which has no other."""
+    """``exp(x) - 1``, accurate for a small x. The interpreter has no ``expm1``, so there Kahan's form computes it."""
     if INTERPRETED:
         power = tl.exp(x)
         inside = (power != 1.0) & (power > 0.0) & (power < float("inf"))
@@ -27,7 +28,7 @@ def _expm1(x):
 
 @triton.jit
 def damped(potential, eps, rho, REACH: tl.constexpr):
-    """The potential of unbalanced transport from that of balanced transport."""
+    """The potential of unbalanced transport, from the softmin."""
     if REACH != "none":
         potential = potential * (rho / (rho + eps))
     return potential
@@ -35,9 +36,10 @@ def damped(potential, eps, rho, REACH: tl.constexpr):
 
 @triton.jit
 def end_of(potential, final, rho, REACH: tl.constexpr):
-    """What a potential of the last step adds to the results, and the factor of its gradient (unused if it is 1).
+    """The contribution of a potential of the last step to the results, and the factor of its gradient.
 
-    The value's terms ``-(rho + final / 2) (exp(-f / rho) - 1)`` keep their digits however large rho is.
+    The factor is not used for balanced transport, where it is 1. The terms of the value,
+    ``-(rho + final / 2) (exp(-f / rho) - 1)``, are accurate for any rho.
     """
     slope = potential
     if REACH != "none":

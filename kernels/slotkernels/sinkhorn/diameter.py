@@ -1,4 +1,4 @@
-"""Triton kernels that find the diagonal of the box around all points of a batch. ``triton.py`` launches them."""
+"""Triton kernels that compute the diagonal of the box around all points of a batch. ``triton.py`` launches them."""
 
 import triton
 import triton.language as tl
@@ -16,7 +16,7 @@ def _higher(one, other):
 
 @triton.jit
 def _lowest(low):
-    """Least of each column; tl.min alone would drop NaN."""
+    """Minimum of each column. NaN stays NaN; ``tl.min`` would drop it."""
     spoilt = tl.max((low != low).to(tl.int32), 0) > 0
     return tl.where(spoilt, float("nan"), tl.min(low, 0))
 
@@ -37,7 +37,7 @@ def box_kernel(
     batch, per_split, splits, n, m, dim,
     BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Reads BLOCK_D coordinates of the points of ``per_split`` problems once, writes their bounds. NaN passes through.
+    """Reads BLOCK_D coordinates of the points of ``per_split`` problems once, and writes their bounds. NaN stays NaN.
     Registers: one tile of bounds. Shared memory: none until the reduction at the end.
     Floor: the bytes of the points.
     """

@@ -1,8 +1,8 @@
 """Triton kernel of the Sinkhorn divergence of small sets. ``triton.py`` launches it and chooses block sizes.
 
-A program solves one problem: rows of a cost matrix are points of x, columns points of y, and the potentials of either
-set are log-sum-exps over columns or rows of the same matrix. Logarithms are to base 2, which is what the hardware
-computes; potentials are in the unit of the costs. Matrices are cut into tiles as ``products.py`` says.
+A program solves one problem. Rows of its cost matrix are points of x, columns are points of y. The potentials of x are
+log-sum-exps over the columns of this matrix, those of y over its rows. Logarithms are to base 2, as in the hardware;
+potentials are in the unit of the costs. ``products.py`` describes how matrices are split into tiles.
 """
 
 import triton
@@ -19,20 +19,20 @@ LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 NO_WEIGHT = tl.constexpr(-100000.0 * 1.4426950408889634)  # base-2 logarithm of a weight of zero, as in reference.py
 NEAREST = tl.constexpr(_NEAREST)
-FLAT = tl.constexpr(_NEAREST**0.5 * (1 + 1e-6))  # a distance up to here had its square raised to NEAREST
+FLAT = tl.constexpr(_NEAREST**0.5 * (1 + 1e-6))  # distances up to this have a square that was raised to NEAREST
 SHORTEST_RATIO = tl.constexpr(_SHORTEST_RATIO)
 LONGEST_RATIO = tl.constexpr(_LONGEST_RATIO)
 
 
 @triton.jit
 def _scalar(value):
-    """A number as float32, which the interpreter hands over as Python's, and Inductor as float64."""
+    """A number as float32. The interpreter passes it as a Python number, Inductor as float64."""
     return tl.full([], value, tl.float32)
 
 
 @triton.jit
 def _log2(x):
-    """The hardware's logarithm, to 2^-22, in place of 20 instructions; the interpreter has none."""
+    """The logarithm of the hardware, accurate to 2^-22, instead of 20 instructions. The interpreter has none."""
     if INTERPRETED:
         return tl.log2(x)
     return libdevice.fast_log2f(x)
@@ -40,9 +40,9 @@ def _log2(x):
 
 @triton.jit
 def _anew(numbers):
-    """The same 32-bit integers, unknown to the compiler: addresses that depend on them are computed here.
+    """The same 32-bit integers, but hidden from the compiler, so that it computes addresses from them here.
 
-    Otherwise those of an earlier load or store at the same place would be kept in registers until here.
+    Otherwise it would keep the addresses of an earlier load or store in registers until here.
     """
     if INTERPRETED:
         return numbers
@@ -57,7 +57,7 @@ def _numbers(TILES: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def _rows(matrix):
-    """Numbers of a matrix's rows, to be broadcast with it."""
+    """Row numbers of a matrix, in a shape that broadcasts with it."""
     return _numbers(matrix.shape[0], matrix.shape[2])[:, None, :, None]
 
 
@@ -84,7 +84,7 @@ def _diagonal(products):
 
 @triton.jit
 def _costs(products, row_norms, column_norms, P: tl.constexpr):
-    """Costs from products and squared norms. Comparisons keep NaN, which tl.maximum would drop."""
+    """Costs from products and squared norms. Comparisons keep NaN; ``tl.maximum`` would drop it."""
     squared = (row_norms[:, None, :, None] + column_norms[None, :, None, :]) - 2.0 * products
     if P == 2:
         return 0.5 * tl.where(squared < 0.0, 0.0, squared)
@@ -93,7 +93,7 @@ def _costs(products, row_norms, column_norms, P: tl.constexpr):
 
 @triton.jit
 def _own_costs(products, P: tl.constexpr):
-    """Costs within a set: norms are the diagonal of the products, and a point is at no distance from itself."""
+    """Costs within a set. Squared norms are the diagonal of the products, and a point has distance 0 to itself."""
     norms = _diagonal(products)
     costs = _costs(products, _sum_of_rows(norms), _sum_of_columns(norms), P)
     itself = (_rows(products) == _columns(products)) & (costs == costs)
@@ -102,7 +102,7 @@ def _own_costs(products, P: tl.constexpr):
 
 @triton.jit
 def _schedule(diameter, blur, scaling, P: tl.constexpr):
-    """First temperature and the number of steps down from it; NaN if the diameter is not finite."""
+    """First temperature and the number of steps after it. The temperature is NaN if the diameter is not finite."""
     finite = diameter < float("inf")
     scale = tl.where(finite, diameter, blur)
     scale = tl.minimum(tl.maximum(scale, SHORTEST_RATIO * blur), LONGEST_RATIO * blur)
@@ -159,7 +159,7 @@ def _divide(a, b):
 
 @triton.jit
 def _factors(softmax, costs, P: tl.constexpr):
-    """What each point of the other set weighs in the gradient of a potential."""
+    """The weight of each point of the other set in the gradient of a potential."""
     if P == 2:
         return softmax
     return tl.where(costs < FLAT, 0.0, _divide(softmax, costs))
@@ -167,8 +167,8 @@ def _factors(softmax, costs, P: tl.constexpr):
 
 @triton.jit
 def _minus_factors(softmax, costs, P: tl.constexpr):
-    """Minus :func:`_factors`, from ``-costs``: ``1 / costs`` and the comparisons of an earlier call would otherwise be
-    kept in registers, for which there is no room.
+    """Minus :func:`_factors`, from ``-costs``. With the same expressions as there, the compiler would keep ``1 /
+    costs`` and the comparisons of the earlier call in registers, of which there are not enough.
     """
     if P == 2:
         return -softmax
@@ -177,7 +177,7 @@ def _minus_factors(softmax, costs, P: tl.constexpr):
 
 @triton.jit
 def _add(pointer, part, inside, FIRST: tl.constexpr):
-    """Add to what an earlier stage of the program wrote, if this is not the FIRST."""
+    """Add to the result of an earlier stage of the program, unless this is the FIRST."""
     if not FIRST:
         part += tl.load(pointer, mask=inside, other=0.0)
     tl.store(pointer, part, mask=inside)
@@ -188,9 +188,10 @@ def _cross(
     costs, a_logs, b_logs, start, ratio, final, steps, rho, f_out, g_out, pull_x, pull_y, n, m,
     P: tl.constexpr, REACH: tl.constexpr, KEEP_X: tl.constexpr, KEEP_Y: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Transport x to y: adds to both potentials, and writes the factors of the other set, with a minus, to the pulls.
+    """Transport x to y: adds to both potentials, and writes minus the factors of the other set to the pulls.
 
-    Their sum goes to the diagonal, which makes a row of the pull add up to zero; for p = 2 without reach it does.
+    The sum of the factors is added to the diagonal, so that a row of the pull sums to 0. For p = 2 without reach this
+    is not needed.
     """
     DIAGONAL: tl.constexpr = P == 1 or REACH != "none"
     f, _ = _row_softmin(costs, b_logs, tl.zeros_like(b_logs), start)
@@ -225,7 +226,7 @@ def _cross(
             factors *= slope[:, None, :, None]
         if DIAGONAL:
             _add(pull_x + row * (n + m + 1), -_sum_of_rows(factors), row < n, FIRST)
-        else:  # p = 1 has no registers for it
+        else:  # p = 1 has no registers left for it
             i, j = _anew(i), _anew(j)
         tl.store(pull_x + (i * (n + m) + n + j), factors, mask=(i < n) & (j < m))
 
@@ -235,7 +236,7 @@ def _own(
     products, logs, start, ratio, final, steps, rho, f_out, pull, count, width,
     keep, P: tl.constexpr, REACH: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
-    """Transport a set to itself: takes from its potentials, and writes the factors of its points to its pull.
+    """Transport a set to itself: subtracts from its potentials, and writes the factors of its points to its pull.
 
     ``logs`` and the potentials between steps run along columns.
     """
@@ -267,7 +268,7 @@ def _own(
 
 @triton.jit
 def _store_identity(pull, count, width, BLOCK: tl.constexpr, DIAGONAL: tl.constexpr):
-    """Write a set's part of its pull without debiasing: all but the diagonal if that is there already."""
+    """Write a set's own part of its pull without debiasing; all but the diagonal if that is written already."""
     i, j = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
     inside = (i < count) & (j < count)
     if DIAGONAL:
@@ -341,8 +342,8 @@ def sinkhorn_kernel(
     width = n + m
     x_pull, y_pull = pull_x + problem * n * width, pull_y + problem * m * width
 
-    # The three problems add up in memory: no register is held from one to the next. If all matrices are there, those
-    # of the smaller problems go first.
+    # The three problems are summed in memory, so no register is used from one to the next. If all matrices are in
+    # registers, those of the smaller problems are used first.
     OWN_FIRST: tl.constexpr = DEBIAS and TOGETHER
     if OWN_FIRST:
         _own(

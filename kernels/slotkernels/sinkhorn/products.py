@@ -1,8 +1,8 @@
-"""Pieces of the Sinkhorn kernels: points, and products of all pairs of them, from memory to registers.
+"""Parts of the Sinkhorn kernels that load points and compute the products of all pairs in registers.
 
-A matrix of pairs is cut into tiles, one a warp: [ROW_TILES, COLUMN_TILES, R, C]. A warp then reads and splits 2 · 32
-points for 32 · 32 pairs, and a thread holds few entries of any vector along rows [ROW_TILES, R] or columns
-[COLUMN_TILES, C]. To Triton the tiles are a batch of products, of which every warp gets one.
+A matrix of pairs is split into tiles, one for each warp: [ROW_TILES, COLUMN_TILES, R, C]. A warp then reads and splits
+2 · 32 points for 32 · 32 pairs, and a thread has few entries of any vector along rows [ROW_TILES, R] or columns
+[COLUMN_TILES, C]. For Triton the tiles are a batch of products, one for each warp.
 """
 
 import triton
@@ -15,13 +15,13 @@ INTERPRETED = tl.constexpr(_INTERPRETED)
 
 @triton.jit
 def cut(points, bits):
-    """Float32 without the 13 bits that TF32 lacks, after adding ``bits`` to it as an integer."""
+    """Float32 without the last 13 bits, which TF32 does not have, after adding ``bits`` to it as an integer."""
     return ((points.to(tl.int32, bitcast=True) + bits) & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def rounded(points, PRECISION: tl.constexpr):
-    """Operands of a product in TF32, to the nearest: the hardware would cut bits off, which shrinks every point."""
+    """Operands of a product in TF32, rounded to nearest. The hardware would truncate, which shrinks all points."""
     if PRECISION == "tf32":
         return tl.where(points == points, cut(points, 0x1000), points)
     return points
@@ -29,7 +29,7 @@ def rounded(points, PRECISION: tl.constexpr):
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """``a @ b + acc`` in fp32. Triton's interpreter multiplies 16-bit operands wrongly, hence the upcast there."""
+    """``a @ b + acc`` in fp32. Triton's interpreter multiplies 16-bit operands wrongly, so they are converted there."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
     return tl.dot(a, b, acc, input_precision="ieee" if PRECISION == "ieee" else "tf32")
@@ -37,7 +37,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def multiply(x, y, acc, PRECISION: tl.constexpr):
-    """``x @ y + acc``; "tf32x3" adds the products of high and low halves, without that of both low ones (2^-22)."""
+    """``x @ y + acc``. "tf32x3" adds the products of high and low halves, except low times low (2^-22)."""
     if PRECISION == "tf32x3":
         x_high, y_high = cut(x, 0), cut(y, 0)
         acc = dot(x - x_high, y_high, acc, PRECISION)
@@ -89,7 +89,7 @@ def _tiled(acc, ROW_TILES: tl.constexpr):
 
 @triton.jit
 def _finish_own(acc, ROW_TILES: tl.constexpr, PRECISION: tl.constexpr):
-    """What :func:`_multiply_own` left to do."""
+    """The rest of :func:`_multiply_own`."""
     own = _tiled(acc, ROW_TILES)
     if PRECISION == "tf32x3":
         SIDE: tl.constexpr = own.shape[0] * own.shape[2]
@@ -110,9 +110,9 @@ def load_piece(rows, inside, d, dim, EVEN_D: tl.constexpr):
 
 @triton.jit
 def centred(piece, centre, d, dim, PRECISION: tl.constexpr):
-    """Float32 points relative to one of them, so that nothing is lost to an offset that all points share.
+    """Float32 points minus one of them, so that a common offset of all points causes no rounding.
 
-    Half-precision points are left alone: their products are exact, and their differences would have to be rounded.
+    Half-precision points are unchanged: their products are exact, but their differences would be rounded.
     """
     if piece.dtype == tl.float32:
         return rounded(piece - tl.load(centre + d, mask=d < dim, other=0.0)[None, :], PRECISION)

@@ -14,9 +14,9 @@ from .kernels import sinkhorn_kernel
 from .problem import BackwardArguments, Problem, Solution
 from .schedule import SHORTEST_RATIO
 
-LARGEST_START = 69.0  # logarithm of the first temperature, which float32 has to hold
+LARGEST_START = 69.0  # logarithm of the largest first temperature in float32
 BOX_TILE = 2048  # coordinates of one set that a program of the box kernel loads at once
-PROGRAMS_OF_BOX = 4  # on a multiprocessor: enough to keep its share of the memory busy
+PROGRAMS_OF_BOX = 4  # programs on a multiprocessor, enough to use its share of the memory bandwidth
 GRADIENT_TILE = 8192  # gradients that a program accumulates: 64 registers of 128 threads at most
 
 
@@ -25,7 +25,7 @@ class Tile(NamedTuple):
 
     block_n: int
     block_m: int
-    rows: int  # of the tiles that cost matrices are cut into
+    rows: int  # of the tiles that cost matrices are split into
     columns: int
     block_d: int
     together: bool  # all three cost matrices are in registers at once
@@ -34,20 +34,21 @@ class Tile(NamedTuple):
 
 
 def block(count: int) -> int:
-    """Side of the block that holds ``count`` points; 16 is the least side of a product."""
+    """Side of the block for ``count`` points; the least side of a product is 16."""
     return max(16, triton.next_power_of_2(count))
 
 
 def tile(n: int, m: int, itemsize: int, precision: str, kind: str) -> Tile:
     """Block sizes for sets of n and m points; ``kind`` is that of the diameter.
 
-    One warp holds three tiles of 32 x 32 costs in 96 registers a thread and needs no barrier. With 169 to 255 registers
-    a thread, 8 such programs reside on a multiprocessor (2 in each quarter of its registers); their 32 to 64 KiB on the
-    way keep the memory busy, and their 8 warps hide each other's exponentials. Two warps a tile would double the
-    splitting of operands: a quarter more instructions. Beyond 64 points one matrix at a time fits: 8 warps with 64 x 32
-    each. Pieces of 16 coordinates of float32 (32 of half precision) leave most registers to the accumulators; Triton
-    3.6 has no product of fewer than 16. Products without tensor cores take more registers, and so does the box of each
-    problem at 64 points: more warps share them.
+    One warp has three tiles of 32 x 32 costs in 96 registers a thread and needs no barrier. With 169 to 255 registers a
+    thread, 8 such programs run on a multiprocessor (2 in each quarter of its registers). They have 32 to 64 KiB of
+    loads in flight, which uses the memory bandwidth, and their 8 warps hide the latency of exponentials. With two warps
+    a
+    tile, operands would be split twice: a quarter more instructions. Above 64 points only one matrix at a time fits: 8
+    warps with 64 x 32 each. Pieces of 16 coordinates of float32 (32 of half precision) leave most registers to the
+    accumulators; Triton 3.6 has no product of fewer than 16. Products without tensor cores, and a box for each problem
+    at 64 points, need more registers, so more warps share them.
     """
     side, block_d = max(block(n), block(m)), 64 // itemsize
     exact = precision == "ieee" and itemsize == 4
@@ -62,7 +63,7 @@ def tile(n: int, m: int, itemsize: int, precision: str, kind: str) -> Tile:
 
 
 def _rows(points: Tensor) -> Tensor:
-    """The tensor itself if its rows are contiguous, else a copy: kernels read 16 bytes of a row at once."""
+    """The tensor if its rows are contiguous, else a copy, because kernels read 16 bytes of a row at once."""
     return points if points.stride(-1) == 1 else points.contiguous()
 
 
@@ -72,7 +73,7 @@ def _strides(*tensors: Tensor | None) -> tuple[int, ...]:
 
 
 def _schedule(diameter: float, p: int, blur: float, scaling: float) -> tuple[float, float]:
-    """First temperature and the number of steps down from it. As a float: integers are compiled into kernels."""
+    """First temperature and the number of steps after it, as a float: Triton compiles integers into kernels."""
     start = min(p * math.log(max(diameter, SHORTEST_RATIO * blur)), LARGEST_START)
     steps = math.ceil((p * math.log(blur) - start) / (p * math.log(scaling)))
     return math.exp(start), float(max(steps, 0))
@@ -106,7 +107,7 @@ def batch_diameter(x: Tensor, y: Tensor) -> Tensor:
 
 
 def sinkhorn(problem: Problem) -> Solution:
-    """As in ``reference.py``; the products of half-precision points are exact whatever ``precision``."""
+    """As in ``reference.py``. Products of half-precision points are exact for any ``precision``."""
     x, y, a, b, diameter, per_problem, p, blur, scaling, reach, debias, potentials, keep_x, keep_y, precision = problem
     (batch, n, dim), m = x.shape, y.shape[1]
     value, f, g = (x.new_empty(shape, dtype=torch.float32) for shape in ((batch,), (batch, n), (batch, m)))
@@ -151,7 +152,7 @@ def sinkhorn_backward(arguments: BackwardArguments) -> tuple[Tensor, Tensor]:
     side = max(block(n) if need_x else 0, block(m) if need_y else 0)
     block_d = min(block(dim), max(32, min(128, GRADIENT_TILE // side)))
     exact = precision == "ieee" and x.dtype == torch.float32
-    # A missing tensor is replaced by x; the kernel does not read it.
+    # A missing tensor is replaced by x, which the kernel does not read.
     optional = (grad_value, grad_f, grad_g, a, b, transport_x, transport_y)
     grad_value, grad_f, grad_g, a, b, transport_x, transport_y = (x if t is None else t for t in optional)
     launch(

@@ -1,9 +1,9 @@
 """Triton kernel of the transport plan; ``triton.py`` launches it.
 
-Everything is in the log domain to base 2. An iteration needs one pass over the costs: a tile holds whole rows, so the
-potentials of its rows follow at once, and the tile adds ``a_i 2^(f_i + g_j - C_ij)`` to the sums of the columns. Those
-are near 1 and the update ``g_j - log2(sum)`` is exact, unless a potential moves by tens of powers of two at once; then,
-and for the first update, the columns take a pass of their own, a log-sum-exp.
+All numbers are in the log domain, to base 2. An iteration needs one pass over the costs. A tile has whole rows, so it
+computes the potentials of its rows at once, and then adds ``a_i 2^(f_i + g_j - C_ij)`` to the sums of the columns.
+These sums are near 1 and the update ``g_j - log2(sum)`` is accurate, unless a potential changes by tens of powers of
+two at once. Then, and for the first update, the columns need a separate pass, a log-sum-exp.
 """
 # Triton would read annotations of a kernel's arguments as their types.
 # mypy: disable-error-code="no-untyped-def"
@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def _weights(weights, offset, index, count):
-    """Weights, 1 / count without a tensor; 0 outside, NaN for negative ones."""
+    """Weights; 1 / count without a tensor, 0 outside, NaN for negative weights."""
     if weights is None:
         values = tl.zeros(index.shape, tl.float32) + 1.0 / tl.cast(count, tl.float32)
     else:
@@ -33,20 +33,20 @@ def _scores(cost, row, n, column, m, scale):
 
 @triton.jit
 def _finite(top):
-    """0 in place of -inf: the maximum of a row or column that no pair reaches, whose powers are all 0."""
+    """0 instead of -inf, the maximum of a row or column whose pairs are all forbidden. Its powers are all 0."""
     return tl.where(top == float("-inf"), 0.0, top)
 
 
 @triton.jit
 def _rows(tile, g, b):
-    """Powers of a tile relative to the largest of each row that has weight, the sums of the rows, and potentials."""
+    """Powers of a tile relative to the largest one with weight in each row, the sums of the rows, and potentials."""
     exponents = tile + g[None, :]
     top = tl.max(tl.where((b > 0)[None, :], exponents, float("-inf")), 1)
     base = _finite(top)
     relative = exponents - base[:, None]
     powers = tl.exp2(tl.where(relative > 100, 100.0, relative))  # only points without weight exceed 0
     total = tl.sum(powers * b[None, :], 1)
-    total = tl.where(total == 0, 1.0, total)  # no pair reaches the row; NaN stays NaN
+    total = tl.where(total == 0, 1.0, total)  # all pairs of the row are forbidden; NaN stays NaN
     return powers, total, -base - tl.log2(total)
 
 
@@ -55,7 +55,7 @@ def _columns(
     cost, a, problem, row_potentials, held, n, m, scale,
     FIRST: tl.constexpr, ONCE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Potentials of the columns from those of the rows (FIRST: zeros), and whether a pair reaches them [COLUMNS]."""
+    """Potentials of the columns from those of the rows (FIRST: zeros), and whether each has allowed pairs."""
     column = tl.arange(0, COLUMNS)
     top = tl.full([COLUMNS], float("-inf"), tl.float32)
     total = tl.zeros([COLUMNS], tl.float32)
@@ -89,10 +89,10 @@ def plan_kernel(
     scale,  # log2 e / eps
     RESUME: tl.constexpr, KEEP: tl.constexpr, ONCE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """A program solves one problem: reads costs and weights, writes the plan and, if KEEP, all potentials.
+    """A program solves one problem: it reads costs and weights, and writes the plan and, if KEEP, all potentials.
 
-    ONCE: the costs are one tile, and stay in registers; else they are read iterations + 2 times, 864² of them from the
-    L2 cache. Registers: a tile, as many sums, potentials of the columns. Floor: the traffic is bytes_moved; an
+    ONCE: the costs are one tile, and stay in registers; else they are read iterations + 2 times (864² of them from the
+    L2 cache). Registers: a tile, as many sums, potentials of the columns. Floor: the traffic of bytes_moved, and an
     exponential for each pair and iteration.
     """
     problem = tl.program_id(0).to(tl.int64)
@@ -127,7 +127,7 @@ def plan_kernel(
         following = g - tl.log2(of_column)
         far = tl.where((of_column < 1e-24) | (of_column > 1e24), 1, 0)  # and not NaN, which stays NaN
         if tl.max(far, 0) > 0:
-            tl.debug_barrier()  # other threads wrote potentials of rows
+            tl.debug_barrier()  # potentials of rows were written by other threads
             following, _ = _columns(cost, a, problem, row_potentials, held, n, m, scale, False, ONCE, ROWS, COLUMNS)
             tl.debug_barrier()
     tl.store(column_potentials + problem * m + column, following, mask=column < m)

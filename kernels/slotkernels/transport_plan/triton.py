@@ -1,7 +1,7 @@
 """Launches the Triton kernel of the transport plan: a program for each problem, one launch for all iterations.
 
-With a tolerance, a launch for every 10 iterations, between which the host looks at the errors. The backward pass is the
-reference's.
+With a tolerance there is a launch for every 10 iterations, and the host reads the errors between them. The backward
+pass is the reference's.
 """
 
 import torch
@@ -14,9 +14,9 @@ from .reference import CHECK_EVERY, LOG2E, sinkhorn_plan_backward, warn_of_error
 
 __all__ = ["sinkhorn_plan", "sinkhorn_plan_backward"]
 
-TILE = 8192  # costs in registers: 16 a thread of 16 warps, and as many sums
-# If the columns are no multiple of this, costs are read one by one, from as many addresses in registers, and a tile is
-# half as large.
+TILE = 8192  # costs in registers: 16 for each thread of 16 warps, and as many sums
+# If the number of columns is not a multiple of this, costs are read one by one. Their addresses take as many registers,
+# so a tile is half as large.
 ALIGNED = 16
 PER_WARP = 256  # costs of a smaller tile
 
