@@ -1,10 +1,10 @@
-"""Label propagation on DAVIS: J&F of masks carried on from the first frame, beside copies of the first mask.
+"""Score label propagation on DAVIS: J&F of masks propagated from the first frame, and of copies of the first mask.
 
     python -m profiling.label_propagation davis --root DAVIS --backbone WEIGHTS --feature-layer 8 --no-feature-norm
     python -m profiling.label_propagation page     # the tables of docs/use/propagate_results.md from the results
 
-Writes profiling/results/label-propagation-block-8-cpu.json (or -cuda): each layer has a file. Every video is propagated
-once, and the same soft labels are scored with both kinds of edges.
+It writes profiling/results/label-propagation-block-8-cpu.json (or -cuda), one file for each layer. Every video is
+propagated once, and the same soft labels are scored with both kinds of edges.
 """
 
 import json
@@ -36,7 +36,8 @@ from interpreter.segmentation import Edges
 from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality.steps import Command
-from profiling.quality.tables import NOT_RUN, Lines, Results, table
+from profiling.quality.tables import NOT_RUN, Lines, Results
+from profiling.report.markdown import table
 
 PAGE, RESULT = "docs/use/propagate_results.md", "label-propagation-{}-{}.json"
 PROTOCOL = PROTOCOLS["davis-2017"]
