@@ -13,7 +13,7 @@ BUSY = """# Training on a busy CPU
 How much slower a training step gets when other programs use the same cores, and what the settings of OpenMP change.
 OpenMP is the library that runs PyTorch's CPU threads. Its threads wait for work in a loop ("spin") before they sleep;
 on a busy machine, spinning takes time from the threads that have work. The commands of this project set a short wait,
-which the table shows in bold ([training](../use/training.md)).
+which the table shows in bold ([busy machines](../use/speed_and_memory.md#busy-machines)).
 """
 RESOURCES = """# Registers and shared memory of the kernels
 
