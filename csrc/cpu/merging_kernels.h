@@ -13,7 +13,7 @@ constexpr int64_t SIDE = 4;      // 4 x 4 sums stay in registers
 typedef float Floats4 __attribute__((vector_size(4 * LANES_64)));
 typedef double Doubles4 __attribute__((vector_size(8 * LANES_64)));
 
-// The first `count` <= LANES_64 numbers; zeros beside them.
+// The first `count` <= LANES_64 numbers, followed by zeros.
 ALWAYS_INLINE Doubles4 load_doubles(const float* from, int64_t count) {
   Floats4 value{};
   std::memcpy(&value, from, count * sizeof(float));

@@ -167,7 +167,7 @@ ALWAYS_INLINE void with_format(Format format, Void* numbers, Use use) {
   }
 }
 
-// The first `count` <= LANES numbers of a vector; zeros beside them.
+// The first `count` <= LANES numbers of a vector, followed by zeros.
 template <class T>
 ALWAYS_INLINE Floats load_part(const T* from, int64_t count) {
   if (count == LANES) return load(from);

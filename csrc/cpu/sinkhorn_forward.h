@@ -11,7 +11,7 @@ constexpr float NEAREST = 1e-8f;                  // squared distance below whic
 constexpr float NEAREST_DISTANCE = 1.000001e-4f;  // and its root, rounded up
 constexpr double SHORTEST_RATIO = 1e-3;           // of the diameter to the blur, as in reference.py
 constexpr double LONGEST_RATIO = 1e8;
-constexpr float NO_WEIGHT = -1e30f;  // stands for the logarithm of zero, as in reference.py
+constexpr float NO_WEIGHT = -1e30f;  // replaces the logarithm of zero, as in reference.py
 constexpr float LOG2E = 1.44269504088896340736f;
 
 // A potential on all points: the inputs of the softmin, and the results of the last one.

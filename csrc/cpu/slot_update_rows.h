@@ -84,7 +84,7 @@ ALWAYS_INLINE float lanes_sum(Floats lanes) {
 // Prefetches a later load into the L2 cache. The processor cannot guess where the next row begins.
 ALWAYS_INLINE void fetch(const float* ahead) { __builtin_prefetch(ahead, 0, 2); }
 
-// The first `count` lanes; zeros beside them.
+// The first `count` lanes, followed by zeros.
 ALWAYS_INLINE Floats first_lanes(Floats value, int64_t count) {
   if (count == LANES) return value;
   float part[LANES] = {};

@@ -1,8 +1,9 @@
 // Updates of a transport plan's potentials over a chunk of rows, for one level of x86-64 (see levels.h).
 //
-// Absorbed, an update of rows and the following one of columns read the matrix from memory once: a few rows at a time
-// are multiplied with the columns' factors, and while they are in the first cache, added to the sums of columns with
-// their own. Floor: the matrix from the cache that holds it, once an iteration.
+// In the absorbed form, an update of rows and the next one of columns read the matrix from memory once. A few rows at a
+// time are multiplied with the factors of the columns; while they are in the L1 cache, they are multiplied with their
+// own factors and added to the sums of the columns. Floor: one read of the matrix an iteration, from the cache that it
+// fits.
 
 #include "simd.h"
 
@@ -70,7 +71,7 @@ ALWAYS_INLINE T largest(typename Lanes<T>::Vector value) {
   return top;
 }
 
-// use(pointer to the costs, with their type).
+// Calls use(pointer to the costs, with their type).
 template <class T, class Use>
 ALWAYS_INLINE void with_costs(const Transport<T>& call, Use use) {
   if constexpr (std::is_same_v<T, double>) {
@@ -80,8 +81,8 @@ ALWAYS_INLINE void with_costs(const Transport<T>& call, Use use) {
   }
 }
 
-// For each vector of a row of costs: use(column, costs), infinity beside them. Costs meet the scale in the
-// sum with a potential, rounded once as in the backward pass, whose matrix then belongs to these potentials.
+// Calls use(column, costs) for each vector of a row of costs, padded with infinity. Costs are scaled where a potential
+// is added, with one rounding, as in the backward pass, so that its matrix belongs to these potentials.
 template <class T, class S, class Use>
 ALWAYS_INLINE void for_costs(const Transport<T>& call, const S* costs, int64_t row, Use use) {
   constexpr int64_t COUNT = Lanes<T>::COUNT;
@@ -98,8 +99,8 @@ ALWAYS_INLINE void for_costs(const Transport<T>& call, const S* costs, int64_t r
   }
 }
 
-// Sums of columns of 2^(row_logs - scale C) over the chunk's rows, relative to their largest terms. Whether all costs
-// are numbers above -infinity.
+// Sums of the columns of 2^(row_logs - scale C) over the chunk's rows, relative to their largest terms. Returns whether
+// all costs are numbers above -infinity.
 template <class T>
 inline bool add_log_columns(const Transport<T>& call, int64_t chunk) {
   typedef typename Lanes<T>::Vector V;
@@ -127,8 +128,8 @@ inline bool add_log_columns(const Transport<T>& call, int64_t chunk) {
   return total<T>(valid) == Lanes<T>::COUNT;
 }
 
-// Potentials of the chunk's rows in the log domain, from `column_logs`; the matrix at them and at g0; factors of the
-// rows; and the next sums of columns.
+// Computes the potentials of the chunk's rows in the log domain, from `column_logs`; then the matrix at these
+// potentials and at g0, the factors of the rows, and the next sums of the columns.
 template <class T>
 inline void absorb_rows(const Transport<T>& call, int64_t chunk) {
   typedef typename Lanes<T>::Vector V;
@@ -165,7 +166,7 @@ inline void absorb_rows(const Transport<T>& call, int64_t chunk) {
   });
 }
 
-// The sums of R products of rows and columns' factors, in a vector of R numbers.
+// The products of R rows with the factors of the columns, summed over the columns: a vector of R numbers.
 template <class T, int64_t R>
 ALWAYS_INLINE void multiply_rows(const Transport<T>& call, const T* const (&rows)[R], T* products) {
   typedef typename Lanes<T>::Vector V;
@@ -181,8 +182,8 @@ ALWAYS_INLINE void multiply_rows(const Transport<T>& call, const T* const (&rows
   }
 }
 
-// Factors of the chunk's rows from those of the columns, and the next sums of columns. Whether all sums of rows are in
-// range.
+// Computes the factors of the chunk's rows from those of the columns, and the next sums of the columns. Returns whether
+// all sums of rows are in range.
 template <class T>
 inline bool scale_rows(const Transport<T>& call, int64_t chunk) {
   typedef typename Lanes<T>::Vector V;
@@ -213,7 +214,7 @@ inline bool scale_rows(const Transport<T>& call, int64_t chunk) {
   return total<T>(near) == COUNT;
 }
 
-// Sums of the columns over all chunks. Whether they are in range.
+// Sums of the columns over all chunks. Returns whether they are in range.
 template <class T>
 inline bool add_columns(const Transport<T>& call) {
   typedef typename Lanes<T>::Vector V;
@@ -262,7 +263,7 @@ inline void write_plan(const Transport<T>& call, int64_t chunk, T* plan) {
   const int64_t first = chunk * CHUNK, end = std::min(call.n, first + CHUNK);
   for (int64_t i = first; i < end; ++i) {
     const T* row = call.matrix + i * call.stride;
-    const auto term = [&](int64_t j) {  // an infinite entry of a column without weight is none
+    const auto term = [&](int64_t j) {  // an infinite entry of a column without weight becomes 0
       const V factor = load(call.v + j);
       return equals_zero(factor, V{}, factor * load(row + j));
     };
