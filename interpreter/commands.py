@@ -4,12 +4,14 @@ import argparse
 import inspect
 import io
 import os
+import re
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -21,6 +23,18 @@ T = TypeVar("T")
 
 RESTART = "Rerun the same command to start again."
 RESUME = "What is finished is saved. Rerun the same command to continue."
+
+
+def _unwrapped(parse: Callable[[object], dict[str, str]], kind: object) -> dict[str, str]:
+    """The help of each option as one paragraph for each part that ends with a full stop or a colon.
+
+    tyro 1 keeps every line break of a docstring whose lines are indented, also those in the middle of a sentence.
+    """
+    return {name: re.sub(r"(?<![.:])\n\s*", " ", text) for name, text in parse(kind).items()}
+
+
+_parse = tyro._docstrings.parse_docstring_from_object
+tyro._docstrings.parse_docstring_from_object = partial(_unwrapped, _parse)  # type: ignore[assignment]
 
 
 def cli(kind: type[T] | Callable[..., T], arguments: Sequence[str] | None = None, **options: object) -> T:

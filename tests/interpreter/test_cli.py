@@ -6,11 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from interpreter.commands import run_command
+from interpreter.commands import cli, run_command
 from interpreter.methods.interpreter.config import IMAGE_PRESETS, VIDEO_PRESETS, ImageTraining, VideoTraining
 from interpreter.train import main, parse_stage
 
@@ -63,6 +64,23 @@ def test_every_option_is_explained(capsys):
         text = plain(capsys.readouterr().out)
         assert text.count("(default: ") > 20
         assert re.findall(r"--[\w-]+(?: [A-Z{|]\S*)* \(default: ", text) == []  # a default without a word before it
+
+
+def test_help_joins_the_lines_of_a_sentence_only(capsys):
+    """A value that is explained on a line of its own keeps its line."""
+
+    @dataclass(frozen=True)
+    class Options:
+        mode: str = "fast"
+        """How much
+        is computed.
+        fast: one
+        pass."""
+
+    with pytest.raises(SystemExit):
+        cli(Options, ["--help"])
+    lines = [plain(line) for line in capsys.readouterr().out.splitlines() if "computed" in line or "pass" in line]
+    assert lines == ["--mode STR How much is computed.", "fast: one pass. (default: fast)"]
 
 
 def test_paper_numbers_of_the_image_stage():
