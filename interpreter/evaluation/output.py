@@ -26,7 +26,7 @@ def write_evaluation(
 
     Raises:
         OSError: if the directory cannot be written.
-        Interrupted: if a signal came while the files were written. They are complete by then.
+        Interrupted: if a signal came while the files were written. They are complete when this is raised.
     """
     pictures, table = gallery.pictures(), format_tables(scores, provenance)
     # The files of one evaluation belong together, so other processes and signals wait until all are written.

@@ -108,7 +108,7 @@ def _hugging_face(config: BackboneConfig) -> Backbone:
         raise FileNotFoundError(f"backbone {config.backbone!r} could not be loaded ({_reason(error)})") from error
     except SafetensorError as error:
         raise ValueError(f"the weights of backbone {config.backbone!r} cannot be read: {error}") from error
-    except ValueError as error:  # such as a model that needs code of its own
+    except ValueError as error:  # such as a model that needs its own code
         raise ValueError(f"backbone {config.backbone!r} cannot be used ({_reason(error)})") from error
     mean, std = _normalisation(place, revision, config.backbone)
     return VisionTransformer(model, config.feature_layer, config.feature_norm, mean, std, config.output)
