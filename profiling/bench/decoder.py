@@ -1,4 +1,4 @@
-"""The broadcast decoder and the op at its end, against the decoder as published."""
+"""The broadcast decoder and the op at its end, compared with the decoder as published."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,7 +79,7 @@ def published(slots: Tensor, positions: Tensor, *layers: Tensor) -> tuple[Tensor
 
 
 def gradients(result: Tensor, grad: Tensor, leaves: list[Tensor]) -> Outputs:
-    """Of the leaves, by number."""
+    """Gradients of the leaves, by number."""
     for leaf in leaves:
         leaf.grad = None
     result.backward(grad)  # and not autograd.grad, which the counter of operations does not support
@@ -98,7 +98,7 @@ def published_step(decode: Any) -> Any:
 
 
 def our_step(decoder: BroadcastDecoder, decode: Any) -> Any:
-    """The same with the decoder of this project; ``decode`` is the decoder, or what compiles it."""
+    """The same with the decoder of this project; ``decode`` is the decoder or its compiled form."""
     first = [decoder.positions, *(p for layer in (decoder.first, *decoder.hidden) for p in layer.parameters())]
     of_features, of_alpha = (list(layer.parameters()) for layer in (decoder.to_features, decoder.to_alpha))
 
@@ -152,7 +152,7 @@ def decoder_cases(device: str) -> Iterator[Case]:
                 f"{OURS} recompute": our_step(again, again),
                 f"{OURS} recompute compiled": our_step(again, torch.compile(again, fullgraph=True)),
             },
-            # A hidden number near 0 may lie on the other side of it in float64, which moves single gradients.
+            # A hidden number near 0 may have another sign in float64, which changes single gradients.
             judge=close_to(published_step(published), 1e-3 if dtype == torch.float32 else 0.1, norm=("gradient",)),
             bytes=0,
             flops=None,

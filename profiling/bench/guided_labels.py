@@ -1,4 +1,4 @@
-"""Label maps through a fast guided filter, against the same filter in PyTorch."""
+"""Label maps through a fast guided filter, compared with the same filter in PyTorch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from profiling.bench.propagation import blobs, exact_labels
 # Frames, patch grid, image slots, video slots, pixels: YTVIS-19 and DAVIS.
 SHAPES: tuple[Any, ...] = ((36, (24, 36), 32, 8, (336, 504)), (8, (24, 36), 16, 8, (480, 854)))
 SUBSAMPLE, EPSILON = 4, 1e-4  # the op's defaults
-CLEAR = 1e-4  # best scores that differ by more have one order in float32 and float64
+CLEAR = 1e-4  # if the two best scores differ by more, float32 and float64 have them in the same order
 
 
 def scenes(frames: int, size: tuple[int, int]) -> Tensor:

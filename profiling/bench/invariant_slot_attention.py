@@ -1,4 +1,4 @@
-"""Invariant slot attention: the whole module against keys and values of each slot."""
+"""Invariant slot attention: the whole module, compared with the form that has keys and values of each slot."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -37,8 +37,8 @@ def textbook(module: InvariantSlotAttention, inputs: Tensor, grid: Tensor) -> Te
 
 
 def cases(device: str) -> Iterator[Case]:
-    """SOLV at the width of its features, and as it trains, with half of the tokens of windows of 5 frames: 48 windows
-    and a learned grid on a GPU; 8 windows on a CPU, where the textbook form needs a second a sample."""
+    """SOLV at the width of its features, and with its training's sizes: half of the tokens of windows of 5 frames. A
+    GPU gets 48 windows and a learned grid; a CPU gets 8 windows: the textbook form needs a second per sample."""
     if device == "cuda":
         yield case(device, (32, 864, 8, 768), learned_grid=False)
         yield case(device, (240, 432, 8, 128), learned_grid=True)
@@ -70,7 +70,7 @@ def case(device: str, sizes: tuple[int, int, int, int], learned_grid: bool) -> C
         return run
 
     def exactly(inputs: Tensor, kept: Tensor) -> Outputs:
-        """The equations in float64, a few samples at a time: all at once they take 32 GiB at SOLV's size."""
+        """The equations in float64, a few samples at a time, because all samples need 32 GiB at SOLV's size."""
         run, count = step(exact, lambda inputs, places: textbook(exact, inputs, places)), max(1, batch // 8)
         pieces = [run(*piece) for piece in zip(inputs.chunk(count), kept.chunk(count), strict=True)]
         joined = {name: torch.stack([piece[name] for piece in pieces]) for name in pieces[0]}
@@ -93,7 +93,7 @@ def case(device: str, sizes: tuple[int, int, int, int], learned_grid: bool) -> C
             "textbook compiled": step(module, torch.compile(printed)),
             OURS: step(module, lambda inputs, places: module(inputs, places).slots),
         },
-        # In norm: rounding opens or closes a ReLU near 0, and moves single elements by a thousandth of the largest.
+        # Judged in norm: rounding opens or closes a ReLU near 0, which changes single elements by 1e-3 of the largest.
         judge=close_to(exactly, 2e-3, norm=("gradient",)),
         bytes=calls * sum(bytes_moved(*counted, backward=backward) for backward in (False, True)),
         flops=None,

@@ -1,4 +1,4 @@
-"""Matching of the instance slots of two frames, in one call, against a loop over SciPy's Hungarian algorithm."""
+"""Matching of the instance slots of two frames in one call, compared with a loop over SciPy's algorithm."""
 
 from collections.abc import Iterator
 
@@ -12,20 +12,20 @@ from profiling.bench.case import OURS, Benchmark, Case, Judge, Outputs, WrongRes
 
 
 def one_by_one(similarity: Tensor) -> Outputs:
-    """The loop over SciPy on the host, as in SMTC."""
+    """A loop over SciPy on the host, as in SMTC."""
     problems = similarity.cpu().numpy()
     partners = [linear_sum_assignment(problem, maximize=True)[1].tolist() for problem in problems]
     return {"partners": torch.tensor(partners, device=similarity.device)}
 
 
 def same_partners(similarity: Tensor) -> Judge:
-    """Whether all slots are matched as by SciPy; random sums are not equal."""
+    """Check that all slots are matched as by SciPy; with random numbers there are no ties."""
     expected = one_by_one(similarity)["partners"]
 
     def judge(outputs: Outputs) -> dict[str, float]:
         differ = int((outputs["partners"] != expected).any(1).sum())
         if differ:
-            raise WrongResult(f"{differ} of {len(similarity)} problems are matched otherwise than by SciPy")
+            raise WrongResult(f"{differ} of {len(similarity)} problems have another match than SciPy's")
         return {"partners": 0.0}
 
     return judge

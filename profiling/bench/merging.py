@@ -1,6 +1,7 @@
-"""Merging: clustering in one call against a loop over scikit-learn, and the merge of slots and attention.
+"""Merging: clustering in one call, compared with a loop over scikit-learn; and the merge of slots and attention.
 
-Correlated slots, so that some merge: a set of K slots describes about K / 3 objects. Complete linkage, threshold 0.15.
+The slots are correlated, so that some of them merge: a set of K slots describes about K / 3 objects. The clustering
+uses complete linkage and the threshold 0.15.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ THRESHOLD = 0.15
 
 
 def correlated(batch: int, count: int, dim: int) -> Tensor:
-    """Slots [B, K, D] of K // 3 + 1 objects each: equal but for noise of a quarter of their size."""
+    """Slots [B, K, D] of K // 3 + 1 objects: slots of an object differ by noise of a quarter of their size."""
     objects = torch.randn(batch, count // 3 + 1, dim)
     which = torch.randint(objects.shape[1], (batch, count, 1)).expand(-1, -1, dim)
     return objects.gather(1, which) + 0.25 * torch.randn(batch, count, dim)
@@ -41,7 +42,7 @@ def same_partitions(slots: Tensor) -> Judge:
     def judge(outputs: Outputs) -> dict[str, float]:
         differ = int((pairs(outputs["labels"]) != expected).any((1, 2)).sum())
         if differ:
-            raise WrongResult(f"{differ} of {len(slots)} sets are clustered otherwise than by scikit-learn")
+            raise WrongResult(f"{differ} of {len(slots)} sets have other clusters than scikit-learn's")
         return {"partitions": 0.0}
 
     return judge

@@ -41,7 +41,7 @@ def by_pot(cost: Tensor, method: str, numpy: bool) -> Tensor:
 
 
 def pot_variants(*names: str) -> tuple[dict[str, Plan], dict[str, str]]:
-    """POT's variants of these names, or why they cannot run."""
+    """POT's variants, or the reason why they cannot run."""
     if importlib.util.find_spec("ot") is None:
         return {}, dict.fromkeys(names, "POT not installed")
     every = {

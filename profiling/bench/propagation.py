@@ -1,4 +1,4 @@
-"""Attention propagation: the product, and label maps against product, interpolation and argmax in PyTorch."""
+"""Attention propagation: the product, and label maps, compared with product, interpolation and argmax in PyTorch."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -24,13 +24,13 @@ SHAPES: tuple[tuple[Any, str], ...] = (
 
 
 def noise(frames: int, grid: tuple[int, int], slots: int, objects: int) -> tuple[Tensor, Tensor]:
-    """Attention in which neighbouring patches have nothing in common."""
+    """Attention in which neighbouring patches are independent."""
     image = torch.randn(1, frames, grid[0] * grid[1], slots)
     return (2 * image).softmax(-1), (2 * torch.randn(1, frames, slots, objects)).softmax(-1)
 
 
 def blobs(frames: int, grid: tuple[int, int], slots: int, objects: int) -> tuple[Tensor, Tensor]:
-    """Each slot is a blob that moves, and belongs to one object for the most part."""
+    """Each slot is a blob that moves and mostly belongs to one object."""
     h, w = grid
     places = torch.cartesian_prod(torch.arange(h), torch.arange(w)).float().unsqueeze(1)  # [M, 1, 2]
     time = torch.arange(frames).view(frames, 1, 1, 1) / 36

@@ -33,7 +33,7 @@ def textbook_frame(module: SlotAttention, tokens: Tensor, slots: Tensor, iterati
 
 
 def textbook(module: RecurrentSlotAttention, tokens: Tensor, slots: Tensor) -> Tensor:
-    """Slots [B, T, K, D] of all frames, each of which is normalised and projected by itself."""
+    """Slots [B, T, K, D] of all frames; each frame is normalised and projected separately."""
     found: list[Tensor] = []
     for frame in tokens.unbind(1):
         iterations = module.later_iterations if found else module.first_iterations

@@ -1,4 +1,4 @@
-"""Sinkhorn divergence: many small sets, and large ones in a stream. The gradient is that of x; y is a target."""
+"""Sinkhorn divergence of many small sets, and of large sets by streaming. Gradients are those of x; y is a target."""
 
 import importlib.util
 import math
@@ -17,8 +17,8 @@ from profiling.bench.case import OURS, Benchmark, Case, Function, Outputs, close
 BLUR, SCALING = 0.05, 0.5
 OPTIONS: dict[str, Any] = {"p": 2, "blur": BLUR, "scaling": SCALING}
 # In float32 an exponent, a cost near 768 divided by eps = 0.0025, is accurate to 1e-2 (docs/ops/sinkhorn_accuracy.md).
-# Few points of few problems are that far off, so gradients are judged in norm: the worst element of 3456 problems is
-# off by 0.01 to 0.04.
+# Only a few points of a few problems are that far off, so gradients are judged in norm: the worst element of 3456
+# problems is off by 0.01 to 0.04.
 TOLERANCE = 3e-2
 GRADIENTS = ("gradient",)
 
@@ -35,7 +35,7 @@ def step(function: Any) -> Function:
 
 
 def geomloss_variants(backend: str, **options: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """GeomLoss with these options, or why it cannot run."""
+    """GeomLoss with these options, or the reason why it cannot run."""
     required = {"GeomLoss online": ("geomloss", "pykeops")} if backend == "online" else {"GeomLoss": ("geomloss",)}
     ((name, packages),) = required.items()
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
@@ -58,12 +58,12 @@ KEPT = (True, False)  # the gradient of x alone
 
 
 def least_bytes(sizes: Sizes) -> int:
-    """Bytes that forward and backward move at least."""
+    """Least bytes that forward and backward move."""
     return sum(bytes_moved(*sizes, kept=KEPT, backward=backward) for backward in (False, True))
 
 
 def least_flops(sizes: Sizes, diameter: float) -> int:
-    """Operations of forward and backward at least."""
+    """Least operations of forward and backward."""
     steps = 3 + math.ceil(math.log(diameter / BLUR) / -math.log(SCALING))
     return sum(flops(*sizes, steps=steps, kept=KEPT, backward=backward) for backward in (False, True))
 
@@ -106,7 +106,7 @@ def small_cases(device: str) -> Iterator[Case]:
 
 def large_cases(device: str) -> Iterator[Case]:
     """One problem of large sets of few and of many dimensions."""
-    # 6000 points stand for 20,000 on a CPU, which take PyTorch's blocks half a minute: sinkhorn-streaming-cpu.json.
+    # A CPU gets 6000 points. With 20,000, PyTorch's blocks take half a minute: see sinkhorn-streaming-cpu.json.
     for points, dim in ((20_000, 3), (20_000, 64)) if device == "cuda" else ((2_000, 3), (2_000, 64), (6_000, 64)):
 
         def inputs(points: int = points, dim: int = dim) -> tuple[Tensor, ...]:

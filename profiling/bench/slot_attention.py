@@ -40,7 +40,7 @@ def our_attention(q: Tensor, k: Tensor, grad: Tensor) -> Outputs:
 
 
 def attention_cases(device: str) -> Iterator[Case]:
-    """Frames of the image stage, and videos of the video stage."""
+    """The sizes of the image stage (frames) and of the video stage (videos)."""
     shapes: list[tuple[Sizes, torch.dtype]] = [((8, 864, 32, 768), torch.float32), ((8, 864, 32, 768), torch.bfloat16)]
     if device == "cuda":
         images, videos = (128, 864, 32, 768), (96, 1152, 8, 768)
@@ -90,7 +90,8 @@ def module_step(
 ) -> Callable[[Tensor, Tensor], Outputs]:
     """Forward and backward to all parameters and the initial slots; the tokens are frozen.
 
-    ``gradients`` says whether they are checked: gradients through all iterations differ, and only their time matters.
+    ``gradients``: whether they are checked. Gradients through all iterations are different by definition, so only their
+    time is compared.
     """
 
     def step(inputs: Tensor, slots: Tensor) -> Outputs:
@@ -156,8 +157,8 @@ def module_cases(device: str) -> Iterator[Case]:
             dtype=dtype,
             inputs=inputs,
             variants={name: module_step(module, form, dtype, checked) for name, (form, checked) in forms.items()},
-            # In norm: a hidden unit that rounding moves across the kink of its ReLU changes a gradient by a hundredth
-            # of its largest value, and a batch of 128 has 12 million of them.
+            # Judged in norm: a hidden unit that rounding moves across the kink of its ReLU changes a gradient by a
+            # hundredth of its largest value, and a batch of 128 has 12 million hidden units.
             judge=close_to(module_step(exact, oracle, torch.float32), TOLERANCE[dtype], norm=("gradient",)),
             bytes=module.iterations * once + bytes_moved(*counted, itemsize=dtype.itemsize, backward="queries"),
             flops=None,

@@ -19,7 +19,7 @@ TOKENS, SLOTS, DIM, ITERATIONS = 324, 15, 128, 3
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """So many threads of PyTorch in the block."""
+    """Run the block with this number of PyTorch threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -39,7 +39,7 @@ def ours(module: SlotAttention, tokens: Tensor, slots: Tensor) -> Tensor:
 
 
 def forward(module: SlotAttention, form: Form, number: int) -> Function:
-    """Without gradients, on so many threads."""
+    """Without gradients, on a number of threads."""
 
     def run(tokens: Tensor, slots: Tensor, grad: Tensor) -> Outputs:
         with threads(number), torch.no_grad():
@@ -49,7 +49,7 @@ def forward(module: SlotAttention, form: Form, number: int) -> Function:
 
 
 def backward(module: SlotAttention, form: Form, number: int) -> Function:
-    """Forward, and backward to tokens, initial slots and parameters, on so many threads."""
+    """Forward, and backward to tokens, initial slots and parameters, on a number of threads."""
 
     def run(tokens: Tensor, slots: Tensor, grad: Tensor) -> Outputs:
         with threads(number):

@@ -1,4 +1,4 @@
-"""SMTC's training step from features on: this project's model against the published computation.
+"""SMTC's training step without the backbones: this project's model, compared with the published computation.
 
 A step is forward, backward, AdamW and the teacher's moving average. The features imitate clips whose frames show the
 same few objects, so that some semantics are large enough for instances to count.
@@ -66,7 +66,7 @@ def gradients(compute: Compute, owner: Owner, dtype: torch.dtype) -> Callable[..
 
 
 def step(compute: Compute, owner: Owner, dtype: torch.dtype) -> Callable[..., Outputs]:
-    """A training step; it moves the weights, so that only what the first call returns is of the initial ones."""
+    """A training step. It changes the weights, so only the results of the first call belong to the initial weights."""
     both_ways, weights = gradients(compute, owner, dtype), list(owner.student.parameters())
     optimiser = torch.optim.AdamW(
         weights, CONFIG.optim.peak_lr, weight_decay=CONFIG.optim.weight_decay, capturable=weights[0].is_cuda
@@ -86,7 +86,7 @@ def cases(device: str) -> Iterator[Case]:
     dtype, batch = (torch.bfloat16, 32) if device == "cuda" else (torch.float32, 4)
     torch.manual_seed(0)
     model = Smtc(CONFIG, FEATURES, GRID).to(device)
-    with torch.no_grad():  # as after some training: a teacher of its own, and semantics that differ
+    with torch.no_grad():  # as after some training: the teacher has other weights, and semantics differ
         model.student.slot_attention.to_q.weight.mul_(SHARPNESS)
         for own, student in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
             own.copy_(student + 0.05 * student.std() * torch.randn_like(student))
@@ -113,7 +113,7 @@ def cases(device: str) -> Iterator[Case]:
             OURS: ours(compiled=False),
             f"{OURS} compiled": ours(compiled=True),
         },
-        # A token or an instance at a threshold may lie on its other side in float64: the norm of gradients is judged.
+        # A token or an instance at a threshold may be on its other side in float64, so the norm of gradients is judged.
         judge=close_to(gradients(partial(published, exact), exact, torch.float64), TOLERANCES[dtype], ("gradient",)),
         bytes=0,
         flops=None,

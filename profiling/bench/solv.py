@@ -1,6 +1,6 @@
-"""SOLV's training step from features on: this project's model against the published computation, forward and backward.
+"""SOLV's training step without the backbone: this project's model, compared with the published computation.
 
-Both compute gradients of all parameters, the coordinates of the patches included, without dropout.
+Both compute gradients of all parameters, including the coordinates of the patches, without dropout.
 """
 
 from collections.abc import Callable, Iterator
@@ -76,7 +76,7 @@ def step(compute: Compute, owner: nn.Module, model: Solv, dtype: torch.dtype) ->
 
 
 def sample_by_sample(run: Callable[..., Outputs], sums: bool) -> Callable[..., Outputs]:
-    """The same of one sample at a time, which needs less memory; losses are means over samples unless ``sums``."""
+    """The same, one sample at a time, to need less memory; losses are means over samples unless ``sums``."""
 
     def total(*inputs: Tensor) -> Outputs:
         parts = [run(*part) for part in zip(*(t.split(1) for t in inputs), strict=True)]
@@ -101,11 +101,11 @@ def together(outputs: Outputs) -> Outputs:
 
 def judge_of(oracle: Callable[..., Outputs], dtype: torch.dtype) -> Callable[..., Judge]:
     """A judge of each output in float32; of all gradients together in bfloat16."""
-    # A hidden number near 0 may lie on the other side of it in float64, which moves single gradients: norms are judged.
+    # A hidden number near 0 may have another sign in float64, which changes single gradients, so norms are judged.
     if dtype == torch.float32:
         return close_to(oracle, 1e-3, norm=("gradient",))
 
-    # In bfloat16 the gradients of some small parameters, sums over all tokens, are a third of rounding in all variants.
+    # In bfloat16, a third of the gradient of some small parameters (sums over all tokens) is rounding, in all variants.
     def judge(*inputs: Tensor) -> Judge:
         close = close_to(lambda *exact: together(oracle(*exact)), 5e-2, norm=("gradient",))(*inputs)
         return lambda outputs: close(together(outputs))

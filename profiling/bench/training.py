@@ -43,7 +43,7 @@ def printed(module: SlotAttention) -> None:
 
 
 def libraries(device: torch.device, diameter: float | None) -> AbstractContextManager[Any]:
-    """GeomLoss and scikit-learn in place of the project's ops; GeomLoss starts from ``diameter`` if one is given."""
+    """GeomLoss and scikit-learn instead of the project's ops; GeomLoss starts from ``diameter`` if you give one."""
 
     def divergence(x: Tensor, y: Tensor, blur: float, scaling: float, **_: Any) -> Tensor:
         import geomloss
@@ -100,7 +100,7 @@ def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) ->
         nonlocal diameter
         first = step.cache_info().currsize == 0
         if first and textbook and options.get("compiled"):
-            diameter = box(batch[0])  # one found anew would end the graph, as the number of steps follows from it
+            diameter = box(batch[0])  # computing it would end the graph, because the number of steps depends on it
         with around():
             step().run(batch)
             sums = step().sums  # of the first step, then of several; only the first is compared
@@ -116,8 +116,8 @@ def taken(make: Make, device: torch.device, kind: str = OURS, **options: Any) ->
 
 
 def cases(stage: StageName, device_name: str) -> Iterator[Case]:
-    """The paper's step: at its own sizes on a GPU, at the demo's on a CPU; there also the demo's video stage, which has
-    no transformer."""
+    """A step at the paper's sizes on a GPU, at the demo's sizes on a CPU. A CPU also gets the demo's own video stage,
+    which has no transformer."""
     if device_name == "cuda":
         yield case(stage, device_name, "ytvis19")
     elif stage == "image":
@@ -165,7 +165,7 @@ def case(stage: StageName, device_name: str, preset: Preset, video_model: VideoM
         judge=close_to(oracle, 0.03),
         bytes=0,
         flops=None,
-        waits=tuple(variants),  # captured ones hold a graph of their own
+        waits=tuple(variants),  # captured variants keep their own graph
         left_out=tuple(left_out.items()),
         apart=device.type == "cuda",
     )

@@ -25,7 +25,7 @@ class Size(NamedTuple):
     out_dim: int
     layers: int
     heads: int
-    masked: bool  # the video stage's, whose slots may have been merged away
+    masked: bool  # the video stage's; some of its slots may have been merged away
 
 
 # The image and the video stage: with the demo's widths on a CPU, the paper's on a GPU (videos in micro-batches of 48).
@@ -100,7 +100,7 @@ def case(size: Size, dtype: torch.dtype, device: str) -> Case:
             OURS: step(ours, queries, around),
             f"{OURS} compiled": step(ours, queries, around, compiled=True),
         },
-        # In bfloat16 single numbers of a gradient that nearly cancels are off by more.
+        # In bfloat16, single numbers of a gradient whose terms nearly cancel are off by more.
         judge=close_to(oracle, 1e-4 if dtype == torch.float32 else 0.05, norm=("gradient",)),
         bytes=0,
         flops=None,

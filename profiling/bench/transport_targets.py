@@ -47,8 +47,8 @@ def published(features: Tensor, teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def by_targets(features: Tensor, teacher: Tensor, student: Tensor, backend: str = "auto") -> Tensor:
-    """The same from the labels that each plan carries: both ways for each of 6 pairs, in one call on a GPU. On a CPU,
-    which solves few problems at a time, a call for each pair takes views of the frames instead of copies.
+    """The same from labels that the plans transport: 6 pairs in both directions, in one call on a GPU. A CPU solves
+    only a few problems at a time, so it gets one call per pair, with views of the frames instead of copies.
     """
     labels = teacher.mT  # [B, T, M, N]
     sums = torch.zeros_like(labels, memory_format=torch.contiguous_format)
@@ -89,7 +89,7 @@ def make(batch: int, tokens: int, device: str) -> tuple[Tensor, ...]:
 
 
 def cases(device: str) -> Iterator[Case]:
-    """256 tokens (256² pixels) and 864 (336 x 504): clips of 4 frames, as many as a GPU has in a step of SMTC."""
+    """256 tokens (256² pixels) and 864 (336 x 504): clips of 4 frames, on a GPU as many as in a step of SMTC."""
     for tokens, batch in ((256, 128), (864, 16)) if device == "cuda" else ((256, 4), (864, 1)):
         problems = batch * len(UNORDERED)
         variants: dict[str, Loss] = {

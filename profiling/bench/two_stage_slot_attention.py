@@ -113,7 +113,7 @@ def cases(device: str) -> Iterator[Case]:
                 "textbook compiled": step(module, torch.compile(textbook), dtype),
                 OURS: step(module, ours, dtype),
             },
-            # In norm, as for the module: rounding moves hidden units across the kink of their ReLU.
+            # Judged in norm, as for the module: rounding moves hidden units across the kink of their ReLU.
             judge=close_to(step(exact, textbook, torch.float32), TOLERANCE[dtype], norm=("gradient", "instances")),
             bytes=floor,
             flops=None,
