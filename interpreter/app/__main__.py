@@ -28,11 +28,10 @@ LEAVE, FORGET = 15.0, 600.0  # seconds after a page was closed: its work stops, 
 
 @dataclass(frozen=True, kw_only=True)
 class AppOptions:
-    """Serve a page for the browser: drop a video in, see its objects, correct them by hand, download the masks.
+    """Serve a page for the browser: drop a video in, see its segments, correct them, download the masks.
 
     The page always offers clustering of a ViT's tokens, which needs no training.
-    The page is served to this machine alone, unless --host says otherwise. Ctrl-C ends the server; clips that were
-    uploaded are then removed.
+    Only this machine can open the page, unless you set --host. Ctrl-C stops the server and removes the uploaded clips.
 
     Examples:
       python -m interpreter.app
@@ -41,12 +40,12 @@ class AppOptions:
     """
 
     run: tuple[Path, ...] = ()
-    """Run directories that the page offers, or hub:OWNER/NAME[@REVISION]. A run that is being trained, or will be, is
-    shown in the tab Training."""
+    """Run directories that the page offers, or hub:OWNER/NAME[@REVISION]. The tab Training shows runs during their
+    training, which can also start later."""
     host: str = "127.0.0.1"
-    """Address to serve on. 0.0.0.0 serves every machine that can reach this one: there is no password."""
+    """Address to serve on. 0.0.0.0 serves every machine that can reach this one. There is no password."""
     port: int = option(7860, at_least=0)
-    """Port to serve on; 0 takes a free one."""
+    """Port to serve on; 0 chooses a free one."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("facebook/dinov2-small"))
     """The backbone of cluster, the method that needs no run."""
     folder: Path | None = None
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run in options.run:
         if run.exists() and not run.is_dir():
             raise NotADirectoryError(f"--run {run} is a file; give the directory of a run")
-        read_config(run)  # damaged ones are named at once
+        read_config(run)  # report damaged runs immediately
     try:
         import starlette  # noqa: F401
         import uvicorn
@@ -89,13 +88,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         class Server(uvicorn.Server):
             def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                sessions.ending = True  # event streams end by themselves
+                sessions.ending = True  # the event streams check this and end
                 super().handle_exit(sig, frame)
 
         address = _address(options.host, listening.getsockname()[1])
         console.print(f"Open {address} in a browser. Ctrl-C ends the server.")
         if options.host not in LOCAL:
-            console.print("There is no password: whoever reaches this address can use it.", style="yellow")
+            console.print("There is no password: everyone who can reach this address can use the page.", style="yellow")
         try:
             Server(config).run(sockets=[listening])
         finally:
@@ -113,13 +112,13 @@ def _application(options: AppOptions, folder: Path) -> tuple["Starlette", "Sessi
     sessions = Sessions(folder, sources, options.max_clips, LEAVE, FORGET)
     local = {id: source.run for id, source in sources.runs.items() if source.run and not pinned_name(source.run)}
     runs = {id: TrainingRun(id, run, folder) for id, run in local.items()}
-    # Under its own name only, so that a page of another site cannot make that site's name lead here.
+    # Serve only these names, so that another site cannot reach the server by pointing its own name to this address.
     hosts = [*LOCAL, "[::1]"] if options.host in LOCAL else ["*"]
     return make_app(sessions, runs, Limits(options.max_mb, options.max_frames), hosts), sessions
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; OSError says what is in the way."""
+    """A socket that listens. Raises OSError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

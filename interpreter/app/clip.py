@@ -17,14 +17,14 @@ from interpreter.data.video.containers import declared
 from interpreter.data.video.file import VideoFile
 from interpreter.data.video.open import VIDEO_SUFFIXES
 
-VIEW = 960  # longer side of the pictures that the page shows
+VIEW = 960  # pixels of the longer side of the pictures that the page shows
 MOST_PIXELS = 8192 * 4320  # of a frame
 CACHED = 48  # frames of the view, about 1.5 MB each
-JUMP = 64  # frames that are decoded and dropped rather than searched for
+JUMP = 64  # up to this distance, frames are decoded and dropped instead of seeking
 
 
 def safe_name(name: str) -> str:
-    """A file name that is safe on every system, from the name that a browser sent.
+    """A file name that is safe on every system, made from the name that a browser sent.
 
     >>> safe_name("../../etc/my walk (1).MP4"), safe_name("..."), safe_name("/")
     ('my walk (1).mp4', 'clip', 'clip')
@@ -37,7 +37,7 @@ def safe_name(name: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no video by its suffix; ValueError says what is one."""
+    """Raise ValueError if the suffix is not that of a video."""
     if Path(name).suffix.lower() not in VIDEO_SUFFIXES:
         raise VideoError(f"{name} does not look like a video file; choose an MP4, MOV, MKV, WebM, AVI or GIF file")
 
@@ -55,7 +55,7 @@ class Clip:
         view: (H, W) of the pictures that the page shows.
 
     Raises:
-        VideoError: if it is no video, damaged, or too long; the message names the file without its folder.
+        VideoError: if it is not a video, damaged, or too long. The message names the file without its folder.
     """
 
     def __init__(self, number: int, path: Path, most_frames: int, check: Callable[[], None] = lambda: None) -> None:
@@ -65,11 +65,11 @@ class Clip:
             raise VideoError(
                 f"{path}: frames of {width}x{height} are too large, {MOST_PIXELS // 10**6} megapixels at most"
             )
-        if frames > 1.1 * most_frames:  # what a file declares may be a little off; counting may decode the whole file
+        if frames > 1.1 * most_frames:  # the declared number can be slightly wrong; counting may decode the whole file
             raise _too_long(path, frames, most_frames)
         self.video = open_video(path)
         if isinstance(self.video, VideoFile) and not self.video.is_counted:
-            for count, _ in enumerate(self.video.frames(), start=1):  # counts while it can be stopped
+            for count, _ in enumerate(self.video.frames(), start=1):  # counts now, while the user can cancel
                 check()
                 if count > most_frames:
                     raise _too_long(path, count, most_frames)
@@ -84,7 +84,7 @@ class Clip:
     def frame(self, number: int) -> np.ndarray:
         """A frame in the size of the view, uint8 [H, W, 3].
 
-        Frames are decoded one after the other as long as the page asks for them in order.
+        Frames that are requested in order are decoded one after the other, without seeking.
 
         Raises:
             IndexError: if there is no such frame.
@@ -102,7 +102,7 @@ class Clip:
                 while self._next <= number:
                     frame = next(self._decoding)
                     self._next += 1
-                    if number - self._next < CACHED // 2:  # people step back, too
+                    if number - self._next < CACHED // 2:  # users also step back
                         self._cache[self._next - 1] = resize(frame, self.view)
             except BaseException as error:
                 self._next, self._decoding = number, self.video.frames_from(number)  # a failed generator has ended
@@ -120,7 +120,7 @@ class Clip:
         return file.getvalue()
 
     def describe(self) -> dict[str, Any]:
-        """What the page knows of the clip."""
+        """The data of the clip for the page."""
         video = self.video
         return {
             "id": self.id,
@@ -163,12 +163,12 @@ class WatchedVideo(Video):
 
 
 def _cut(text: str, most: int) -> str:
-    """The beginning of a text, of so many bytes at most: that is how file systems count."""
+    """The beginning of a text, with at most this number of bytes, in which file systems measure names."""
     return text.encode()[:most].decode(errors="ignore")
 
 
 def _too_long(path: Path, frames: int, most: int) -> VideoError:
     return VideoError(
-        f"{path}: {frames} frames or more, but this server takes {most}; cut the clip, or start the server with a "
+        f"{path}: {frames} frames or more, but this server accepts {most}; cut the clip, or start the server with a "
         "larger --max-frames"
     )

@@ -1,4 +1,4 @@
-"""Corrections by hand: segments are merged, split, hidden and named. Nothing is decoded or encoded for it."""
+"""Corrections: segments are merged, split, hidden and named. They do not decode or encode the video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,25 +11,25 @@ from interpreter.large import FrameTensor, FrameTensors
 from interpreter.models.clustering import lloyd, weighted_kmeans
 from interpreter.segmentation import MAX_SEGMENTS, Segmentation
 
-CHUNK = 64  # frames that are computed at once
-KEPT = 64  # principal components of the tokens
-PLACE_WEIGHT = 0.5  # of the patches' positions, whose variance is scaled to that of the tokens, when a segment is split
+CHUNK = 64  # frames that are computed together
+KEPT = 64  # number of principal components of the tokens
+PLACE_WEIGHT = 0.5  # in a split: weight of the patches' positions, relative to tokens of the same variance
 ITERATIONS = 50
-SHARPNESS = 5.0  # of the two masks of a split, in units of the mean squared distance to the nearer centre
-LEAST_MASS = 1e-3  # patches with less of a segment's mask do not decide where it is split
+SHARPNESS = 5.0  # of both masks of a split, in units of the mean squared distance to the nearer centre
+LEAST_MASS = 1e-3  # patches with a smaller mask of the segment are ignored when it is split
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """Segments as they are after some corrections. Corrections make a new one, so that they can be undone.
+    """Segments after some corrections. Each correction makes a new object, so that it can be undone.
 
     Attributes:
         segmentation: of the whole video; its columns are the segments.
-        ids: number of each column, 1 to 254; it stays when other segments are merged or split.
-        names: of segments that have one, by number.
+        ids: number of each column, 1 to 254. It does not change when other segments are merged or split.
+        names: names of segments, by number.
         hidden: numbers of hidden segments, which downloads leave out.
         areas: share of the video's patches of each column.
-        newest: the highest number that was given so far.
+        newest: the highest number that was used so far.
     """
 
     segmentation: Segmentation
@@ -41,20 +41,20 @@ class Corrected:
 
 
 def uncorrected(segmentation: Segmentation) -> Corrected:
-    """A method's segments; ValueError if there are more than have a number."""
+    """The segments of a method. Raises ValueError if there are more segments than numbers."""
     count = segmentation.num_segments
     if count > MAX_SEGMENTS:
-        raise ValueError(f"{count} segments, but a palette PNG holds {MAX_SEGMENTS}; ask for fewer")
+        raise ValueError(f"{count} segments, but a palette PNG can have at most {MAX_SEGMENTS}; ask for fewer")
     return Corrected(segmentation, tuple(range(1, count + 1)), _areas(segmentation), count)
 
 
 def merge(before: Corrected, ids: Sequence[int]) -> Corrected:
-    """Merge segments: their soft masks are added, for slots of a video as for masks of tokens.
+    """Merge segments by adding their soft masks, both for slots of a video and for masks of tokens.
 
-    The merged segment has the lowest number, and its name, or else the name of the first of the others.
+    The merged segment has the lowest number. It has the name of this segment, or otherwise that of the next with one.
 
     Raises:
-        ValueError: if there are fewer than two different segments, or one does not exist.
+        ValueError: if fewer than two different segments are selected, or one does not exist.
     """
     columns = sorted({_column(before, id) for id in ids})
     if len(columns) < 2:
@@ -67,27 +67,28 @@ def merge(before: Corrected, ids: Sequence[int]) -> Corrected:
     names = {id: name for id, name in before.names.items() if id not in merged}
     if named := [before.names[id] for id in merged if id in before.names]:
         names[merged[0]] = named[0]
-    hidden = before.hidden - set(merged[1:])  # the first decides
+    hidden = before.hidden - set(merged[1:])  # the first one decides
     segmentation = _summed(before.segmentation, places, len(left))
     ids = tuple(before.ids[column] for column in left)
     return Corrected(segmentation, ids, _areas(segmentation), before.newest, names, hidden)
 
 
 def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int = 0) -> Corrected:
-    """Split a segment into two, by k-means of its tokens and their places; the smaller part gets a new number.
+    """Split a segment into two, by k-means of its tokens and their positions. The smaller part gets a new number.
 
-    k-means first finds two parts in one frame, the one on screen. Lloyd's algorithm then continues from their centres
-    with the tokens of all frames.
+    k-means first finds two parts in one frame, which the page shows. Starting from their centres, Lloyd's algorithm
+    then groups the tokens of all frames.
 
     Args:
         before: the segments.
         id: number of the segment.
-        tokens: [T, M, C], what the backbone sees in each patch (:class:`TokenKeeper`).
-        frame: where the parts are found first. A frame without two patches of the segment gives way to all frames.
+        tokens: [T, M, C], features of each patch (:class:`TokenKeeper`).
+        frame: frame in which the parts are found first. If it has fewer than two patches of the segment, all frames are
+            used.
         seed: of the starts of k-means.
 
     Raises:
-        ValueError: if the segment does not exist or has no two different patches, or no number is left.
+        ValueError: if the segment does not exist or does not have two different patches, or no number is left.
     """
     column = _column(before, id)
     if before.newest >= MAX_SEGMENTS:
@@ -121,7 +122,7 @@ def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int 
     for part in _parts(frames):
         masks = segmentation.masks(part)
         second = taken[part].to(masks) * masks[..., column]
-        masks = torch.cat([masks, second[..., None]], -1)  # a copy: the masks before may be shown again
+        masks = torch.cat([masks, second[..., None]], -1)  # a copy, because Undo can show the earlier masks again
         masks[..., column] -= second
         result.write(part, masks.half())
     segmentation = Segmentation(segmentation.grid, result.tensor, tied_over_time=segmentation.tied_over_time)
@@ -131,13 +132,13 @@ def split(before: Corrected, id: int, tokens: Tensor, frame: int = 0, seed: int 
 
 
 def show(before: Corrected, ids: Sequence[int], shown: bool) -> Corrected:
-    """Show or hide segments; ValueError if one does not exist."""
+    """Show or hide segments. Raises ValueError if one does not exist."""
     chosen = {before.ids[_column(before, id)] for id in ids}
     return replace(before, hidden=before.hidden - chosen if shown else before.hidden | chosen)
 
 
 def name(before: Corrected, id: int, text: str) -> Corrected:
-    """Name a segment; an empty text takes its name away."""
+    """Name a segment. An empty text removes its name."""
     _column(before, id)
     text = " ".join(text.split())[:80]
     others = {key: value for key, value in before.names.items() if key != id}
@@ -145,7 +146,7 @@ def name(before: Corrected, id: int, text: str) -> Corrected:
 
 
 class TokenKeeper:
-    """Keeps a few numbers of each token while a video is encoded: its principal components, as of the first frames.
+    """Keeps the principal components of each token while a video is encoded. They are computed from the first frames.
 
     Args:
         frames: of the video.
@@ -157,7 +158,7 @@ class TokenKeeper:
         self._kept: FrameTensor | None = None
 
     def keep(self, features: Tensor) -> None:
-        """Take the features [t, M, C] of the next frames."""
+        """Add the features [t, M, C] of the next frames."""
         features = features.float()
         if self._basis is None or self._kept is None:
             x = features.flatten(0, 1)
@@ -180,7 +181,7 @@ class TokenKeeper:
 
 def _column(segments: Corrected, id: int) -> int:
     if id not in segments.ids:
-        raise ValueError(f"there is no segment {id} any more: it was merged, or the video was segmented again")
+        raise ValueError(f"there is no segment {id}: it was merged, or the video was segmented again")
     return segments.ids.index(id)
 
 
@@ -189,7 +190,7 @@ def _parts(frames: int) -> list[slice]:
 
 
 def _summed(segmentation: Segmentation, places: Tensor, count: int) -> Segmentation:
-    """Add the masks of the columns that have the same place [S] in the result, of ``count`` columns."""
+    """Add the masks of columns with the same index [S] in the result, which has ``count`` columns."""
 
     def added(columns: Tensor) -> Tensor:
         result = columns.new_zeros(*columns.shape[:-1], count, dtype=torch.float32)
@@ -215,7 +216,8 @@ def _areas(segmentation: Segmentation) -> tuple[float, ...]:
 
 
 def _points(tokens: Tensor, grid: tuple[int, int], inside: Tensor, weights: Tensor) -> Tensor:
-    """Tokens and places of the patches ``inside`` [n], both of variance 1 under the weights [n]: fp32 [n, C + 2]."""
+    """Tokens and positions of the patches ``inside`` [n], both scaled to variance 1 under the weights [n]: fp32
+    [n, C + 2]."""
     patch = inside % (grid[0] * grid[1])
     places = torch.stack([patch // grid[1], patch % grid[1]], -1)
     weights = (weights / weights.sum())[:, None]

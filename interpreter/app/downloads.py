@@ -1,4 +1,4 @@
-"""Files of a tab's segments: palette PNGs, RLE, the objects without their background, an overlay."""
+"""Downloads of a tab: palette PNGs, RLE, the segments without their background, an overlay."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from interpreter.segmentation import SegmentedVideo
 
 Format = Literal["png", "rle", "cutout", "overlay"]
 FORMATS: tuple[str, ...] = get_args(Format)
-VIDEO_ID = 1  # as `segment` numbers a clip
+VIDEO_ID = 1  # the same as `segment` uses for a clip
 
 
 class Painted(NamedTuple):
@@ -43,12 +43,12 @@ def write_download(
 
     Args:
         format: "png": a ZIP with Annotations/NAME/00000.png … as ``interpreter.segment`` writes them, and names.txt if
-            there are names. "rle": JSON as segments.json of ``interpreter.segment``; segments that have a name have it
-            as "name". "cutout": an MP4 with alpha, RGBA frames without loss (codec PNG), transparent where segments
-            are hidden. "overlay": an MP4 (H.264) with tinted segments.
+            there are names. "rle": JSON like segments.json of ``interpreter.segment``; named segments have a "name".
+            "cutout": a lossless MP4 with alpha (RGBA, codec PNG), transparent where segments are hidden. "overlay": an
+            MP4 (H.264) with tinted segments.
         folder: where to write.
         video: the clip.
-        segments: what to write; hidden ones are left out.
+        segments: the segments to write; hidden ones are left out.
         opacity: of the overlay's tint, 0 to 1.
         advance: called after each frame.
 
@@ -69,7 +69,7 @@ def _write_pngs(
     path: Path, frames: Iterator[Painted], video: Video, segments: Corrected, advance: Callable[[], None]
 ) -> Path:
     picture = path.with_name(".frame.png")
-    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # PNGs are compressed already
+    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # PNGs are already compressed
         for number, (_, ids) in enumerate(frames):
             write_palette_png(ids, picture)
             archive.write(picture, f"Annotations/{video.name}/{number:05d}.png")
@@ -97,14 +97,14 @@ def _write_overlay(
 ) -> Path:
     with VideoWriter(path, video.fps, (video.height, video.width), video.pixel_aspect) as writer:
         for frame, ids in frames:
-            # Colours count from 0, hidden pixels have the last one and no tint.
+            # Colours are counted from 0. Hidden pixels have the last colour, and no tint.
             writer.write(overlay(frame, ids - np.uint8(1), opacity, background=255))
             advance()
     return path
 
 
 def _write_cutout(path: Path, frames: Iterator[Painted], video: Video, advance: Callable[[], None]) -> Path:
-    """RGBA frames. H.264 has no alpha, so each frame is a PNG, without loss; FFmpeg makes any other format of it."""
+    """RGBA frames. H.264 has no alpha, so each frame is a lossless PNG. FFmpeg converts the file to other formats."""
     with written_whole(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("png", rate=video.fps)
         stream.height, stream.width, stream.pix_fmt = video.height, video.width, "rgba"

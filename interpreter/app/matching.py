@@ -1,4 +1,4 @@
-"""Two segmentations of one clip: how far they agree, and numbers by which the same object has the same colour."""
+"""Compares two segmentations of a clip: their agreement, and numbers that give the same object the same colour."""
 
 from dataclasses import replace
 
@@ -8,11 +8,11 @@ from interpreter.app.corrections import CHUNK, Corrected
 from interpreter.metrics.assignment import partners
 from interpreter.segmentation import MAX_SEGMENTS
 
-SIZE = (60, 80)  # both are compared at this resolution, since their patches may differ
+SIZE = (60, 80)  # both are compared at this resolution, because their patch grids can differ
 
 
 def overlaps(first: Corrected, second: Corrected) -> np.ndarray:
-    """Points of the video in segment i of the first and j of the second, int64 [S1, S2], by column."""
+    """Number of points that are in segment i of the first and in segment j of the second, int64 [S1, S2]."""
     shape = first.segmentation.num_segments, second.segmentation.num_segments
     counts = np.zeros(shape[0] * shape[1], np.int64)
     for start in range(0, len(first.segmentation), CHUNK):
@@ -23,11 +23,11 @@ def overlaps(first: Corrected, second: Corrected) -> np.ndarray:
 
 
 def renumbered(second: Corrected, first: Corrected, table: np.ndarray) -> Corrected:
-    """The second segmentation with the numbers of those of the first that it overlaps most, one to one.
+    """The second segmentation, renumbered by a one-to-one matching with the first that maximises the overlap.
 
-    Segments without a partner get the lowest numbers that are left.
+    Segments without a partner get the lowest free numbers.
     """
-    assigned = partners(table.T)  # of each segment of the second
+    assigned = partners(table.T)  # new number of each segment of the second
     left = iter(sorted(set(range(1, MAX_SEGMENTS + 1)) - set(first.ids)))
     ids = tuple(first.ids[partner] if partner >= 0 else next(left) for partner in assigned)
     return replace(second, ids=ids, newest=max(ids))

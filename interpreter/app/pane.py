@@ -1,4 +1,4 @@
-"""What a tab shows beside its clip: segments, and the corrections before and after them."""
+"""The segments that a tab shows, with corrections that can be undone and redone."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,8 +9,8 @@ from interpreter.app.sources import Source
 from interpreter.methods.base import Encoded, Segmenter
 from interpreter.render import DISPLAY_PALETTE
 
-SEED = 0  # as `segment`
-UNDO, UNDO_BYTES = 30, 256 * 10**6  # corrections that can be undone at most, and the memory of their masks
+SEED = 0  # the default of `segment`
+UNDO, UNDO_BYTES = 30, 256 * 10**6  # at most this many corrections, with masks of at most so many bytes
 NOT_TIED = "Each frame is segmented separately, so a number may stand for a different object in each frame."
 HIGHER = " To correct objects through the whole video, choose a higher level."
 
@@ -35,14 +35,14 @@ class Encoding:
 
 @dataclass
 class Pane:
-    """Segments that the page shows, and the corrections before and after them."""
+    """Segments that the page shows, and corrections to undo and redo."""
 
     source: Source
     settings: dict[str, Any]
     controls: list[dict[str, Any]]
     encoding: Encoding
     shown: Corrected
-    version: int  # another one after each change
+    version: int  # changes after each correction
     made: int = field(init=False)  # its first version
     before: list[Corrected] = field(default_factory=list)
     after: list[Corrected] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Pane:
         self.made = self.version
 
     def describe(self) -> dict[str, Any]:
-        """What the page knows of it."""
+        """Its data for the page."""
         shown, has_levels = self.shown, any(control["name"] == "level" for control in self.controls)
         listed = [
             {
@@ -77,7 +77,7 @@ class Pane:
         }
 
     def corrected(self, edit: Edit) -> Corrected:
-        """The segments after a correction; ValueError says why that cannot be done."""
+        """The segments after a correction. Raises ValueError if the correction is impossible."""
         if edit.kind not in ("undo", "redo"):
             return self._corrected(edit)
         earlier = self.before if edit.kind == "undo" else self.after
@@ -113,11 +113,11 @@ class Pane:
         if kind == "name":
             return corrections.name(shown, ids[0], edit.name)
         if not 0 <= edit.frame < len(shown.segmentation):
-            raise ValueError(f"frame: {edit.frame} is not among the frames of the clip")
+            raise ValueError(f"frame: {edit.frame} is not a frame of the clip")
         return corrections.split(shown, ids[0], self.encoding.keeper.tokens, edit.frame, SEED)
 
 
 def _bytes_of(corrections: list[Corrected]) -> int:
-    """Memory of the masks; those that only got a name or were hidden share theirs."""
+    """Memory of the masks. Corrections that only name or hide segments share their masks."""
     tensors = [t for c in corrections for t in (c.segmentation.attention, c.segmentation.across) if t is not None]
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())

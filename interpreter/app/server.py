@@ -1,6 +1,6 @@
-"""The web server of the page: addresses, and what each of them may do.
+"""The web server of the page: its addresses and their answers.
 
-Files come from three places alone: the folder of the page, the folder of the tab that asks, and pictures of the runs
+Files come only from three places: the folder of the page, the folder of the requesting tab, and pictures of the runs
 that the command names. No address contains a path.
 """
 
@@ -34,11 +34,11 @@ from interpreter.app.web import KEEP, Guard, body_of, field_of, kept, no_address
 from interpreter.app.work import explain
 
 PAGE = Path(__file__).parent / "page"
-LOOK, REMIND = 0.1, 15.0  # seconds between looks at the state, and between signs of life
+LOOK, REMIND = 0.1, 15.0  # seconds between checks of the state, and between keep-alive messages
 
 
 class Limits(NamedTuple):
-    """What the server takes."""
+    """Limits of uploads."""
 
     megabytes: int  # of a file
     frames: int  # of a clip
@@ -56,18 +56,18 @@ class Pages:
     def __init__(self, sessions: Sessions, runs: Mapping[str, TrainingRun], limits: Limits) -> None:
         self.sessions, self.runs, self.limits = sessions, runs, limits
         self._drawing = threading.Lock()
-        self._pictures = CapacityLimiter(8)  # so that pictures leave threads for all else
+        self._pictures = CapacityLimiter(8)  # so that requests for pictures do not use all threads
 
     async def page(self, request: Request) -> Response:
         """The page itself."""
         return FileResponse(PAGE / "index.html")
 
     async def open(self, request: Request) -> Response:
-        """Make a tab."""
+        """Open a tab."""
         return await self._about(self.sessions.open(), HTTPStatus.CREATED)
 
     async def about(self, request: Request) -> Response:
-        """What a tab has to know at its start."""
+        """The data that a tab needs at its start."""
         return await self._about(self._session(request))
 
     async def _about(self, session: Session, status: int = HTTPStatus.OK) -> Response:
@@ -83,14 +83,14 @@ class Pages:
         return JSONResponse(content, status)
 
     async def events(self, request: Request) -> Response:
-        """The state of a tab whenever it changes, for as long as the tab is open."""
+        """Send the state of a tab after each change, while the tab is open."""
         session = self._session(request)
 
         async def states() -> AsyncIterator[str]:
             session.connections += 1
             last, silent = "", 0.0
             try:
-                yield "retry: 1000\n\n"  # milliseconds until the browser connects again
+                yield "retry: 1000\n\n"  # milliseconds until the browser reconnects
                 while not (session.closed or self.sessions.ending):
                     state = json.dumps(await to_thread.run_sync(session.state))
                     if state != last:
@@ -107,13 +107,13 @@ class Pages:
         return StreamingResponse(states(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def upload(self, request: Request) -> Response:
-        """Take a clip: the body is the file."""
+        """Receive a clip: the body is the file."""
         session, name = self._session(request), safe_name(request.query_params.get("name", "clip"))
         check_name(name)
         most = self.limits.megabytes * 10**6
         too_large = problem(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"{name}: larger than the {self.limits.megabytes} MB that this server takes; cut the clip, or start the "
+            f"{name}: larger than the {self.limits.megabytes} MB that this server accepts; cut the clip, or start the "
             "server with a larger --max-mb",
         )
         if int(request.headers.get("Content-Length", 0)) > most:
@@ -165,7 +165,7 @@ class Pages:
         return JSONResponse({})
 
     async def edit(self, request: Request) -> Response:
-        """Correct segments by hand."""
+        """Correct segments."""
         session, body = self._session(request), await body_of(request)
         ids = field_of(body, "segments", list) if "segments" in body else []
         if not all(type(id) is int for id in ids):
@@ -188,7 +188,7 @@ class Pages:
         """A file that was written."""
         about = self._session(request).downloads.get(request.path_params["format"])
         if about is None:
-            raise Gone("this file was not written, or the segments changed since; ask for it again")
+            raise Gone("this file does not exist, or the segments have changed; download it again")
         return FileResponse(about["path"], filename=about["name"])
 
     async def frame(self, request: Request) -> Response:
@@ -202,7 +202,7 @@ class Pages:
         session, pane = self._session(request), request.path_params["pane"]
         version, content = await to_thread.run_sync(session.labels, pane, number_of(request), limiter=self._pictures)
         headers = dict(kept(request, "version", version))
-        if "gzip" in request.headers.get("Accept-Encoding", ""):  # a hundredth of the size
+        if "gzip" in request.headers.get("Accept-Encoding", ""):  # compressed to a hundredth of the size
             content = await to_thread.run_sync(gzip.compress, content, 1)
             headers["Content-Encoding"] = "gzip"
         return Response(content, media_type="application/octet-stream", headers=headers)
@@ -212,7 +212,7 @@ class Pages:
         return JSONResponse(await to_thread.run_sync(lambda: [run.describe() for run in self.runs.values()]))
 
     async def training(self, request: Request) -> Response:
-        """How far a run is."""
+        """The progress of a run."""
         return JSONResponse(await to_thread.run_sync(self._run(request).show))
 
     async def curves(self, request: Request) -> Response:
@@ -299,7 +299,7 @@ def make_app(sessions: Sessions, runs: Mapping[str, TrainingRun], limits: Limits
         sessions: the tabs.
         runs: training runs by id.
         limits: of uploads.
-        hosts: names under which browsers may reach it: a page of another site cannot reach it under its own name.
+        hosts: host names that requests may use, so that another site cannot reach the server under its own name.
     """
 
     @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""A tab of a browser: it has a clip, segments of it, one task at a time, and a folder of its own."""
+"""A tab of a browser: its clip, the segments, one task at a time, and its own folder."""
 
 import itertools
 import re
@@ -23,7 +23,7 @@ from interpreter.app.sources import Choice, Source, Sources
 from interpreter.app.work import Kind, Task, WorkQueue, explain
 from interpreter.metrics.ari import adjusted_rand_index
 
-KEPT_ENCODINGS = 2  # of a tab, and those that are shown: going back to a setting then encodes nothing
+KEPT_ENCODINGS = 2  # encoded clips that a tab keeps besides the shown ones, to return to a setting quickly
 DOWNLOADS = {"png": "PNG masks", "rle": "RLE", "cutout": "cut-out", "overlay": "overlay"}
 
 
@@ -31,30 +31,30 @@ _numbers = itertools.count(secrets.randbelow(1 << 40))
 
 
 def number() -> int:
-    """A number that was not used before: browsers keep pictures by it, also over the restart of a server."""
+    """A number that was not used before, also by an earlier server, because browsers cache pictures by it."""
     return next(_numbers)
 
 
 class Gone(ValueError):
-    """What a request is about does not exist any more."""
+    """The tab or file of a request no longer exists."""
 
 
 class Shared:
-    """What the tabs share: the sources, and two threads that work for them.
+    """Shared by all tabs: the sources, and two worker threads.
 
     Args:
         folder: of the server.
-        sources: what can segment.
+        sources: runs and methods that can segment.
     """
 
     def __init__(self, folder: Path, sources: Sources) -> None:
         self.folder, self.sources = folder, sources
         self.long, self.short = WorkQueue("long work"), WorkQueue("short work")
-        # One label map and one correction at a time: each uses all cores.
+        # One label map or correction at a time, because each uses all cores.
         self.drawing, self.correcting = threading.Lock(), threading.Lock()
 
     def shortened(self, text: str) -> str:
-        """An error without the path of the tab's folder, so that it reads as on the command line."""
+        """The message of an error, without the path of the tab's folder."""
         return " ".join(re.sub(rf"{re.escape(str(self.folder))}/[0-9a-f]+/(clip-\d+/)?", "", text).split())
 
 
@@ -63,8 +63,8 @@ class Session:
 
     Args:
         token: its secret name in requests.
-        folder: for its clip and its downloads.
-        shared: with the other tabs.
+        folder: folder for its clip and its downloads.
+        shared: data that all tabs share.
     """
 
     def __init__(self, token: str, folder: Path, shared: "Shared") -> None:
@@ -84,7 +84,7 @@ class Session:
 
     @contextmanager
     def uploading(self) -> Iterator[Path]:
-        """A new folder for an upload, which is removed unless a clip in it is used in the end."""
+        """A new folder for an upload. It is removed unless its clip is used afterwards."""
         folder = self.folder / f"clip-{number()}"
         folder.mkdir()
         try:
@@ -94,7 +94,7 @@ class Session:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def use(self, clip: Clip) -> None:
-        """Show another clip; what there was of the former one is removed."""
+        """Show another clip, and remove everything of the earlier one."""
         with self._lock:
             if self.closed:
                 raise Gone("this page was closed")
@@ -102,7 +102,7 @@ class Session:
             self.clip = clip
 
     def remove_clip(self) -> None:
-        """Stop the work on the clip, and remove it with all that was made of it."""
+        """Stop the work on the clip, and remove the clip and all its results."""
         with self._lock:
             self.cancel()
             if self.clip is not None:
@@ -113,13 +113,13 @@ class Session:
             self._forget_downloads()
 
     def require_clip(self) -> Clip:
-        """The clip; ValueError if there is none."""
+        """The clip. Raises ValueError without a clip."""
         if self.clip is None:
             raise ValueError("there is no clip yet: choose a video first")
         return self.clip
 
     def require_pane(self, name: str) -> Pane:
-        """A pane with segments; ValueError if it is empty."""
+        """A pane with segments. Raises ValueError if it is empty."""
         pane = self.panes.get(name)
         if pane is None:
             raise Gone("there are no segments yet: segment the clip first")
@@ -141,7 +141,7 @@ class Session:
         self._start(queue, "segment", f"segments of {clip.path.name}", run)
 
     def compare(self, left: Source, right: Source) -> None:
-        """Segment the clip with two sources for the tab Compare; the right one gets the numbers of the left one."""
+        """Segment the clip with two sources for the tab Compare. The right one gets the numbers of the left one."""
         clip, choices = self.require_clip(), [self.shared.sources.choose(source, {}) for source in (left, right)]
 
         def run(task: Task) -> None:
@@ -162,20 +162,20 @@ class Session:
         """Write a file of the segments of the tab Segment."""
         if format not in FORMATS:
             raise ValueError(f"format {format!r}: choose from {', '.join(FORMATS)}")
-        if not 0 <= opacity <= 1:  # NaN is not, either
+        if not 0 <= opacity <= 1:  # also refuses NaN
             raise ValueError(f"opacity {opacity}: must be between 0 and 1")
         clip, pane = self.require_clip(), self.require_pane("main")
         shown, folder = pane.shown, clip.path.parent / f"{format}-{number()}"
 
         def run(task: Task) -> None:
             task.begin("writing frames", clip.video.num_frames)
-            folder.mkdir()  # fails if the clip was removed
+            folder.mkdir()  # raises an error if the clip was removed
             path = write_download(format, folder, WatchedVideo(clip.video, task.check), shown, opacity, task.advance)
             with self._lock:
                 task.check()
                 if pane.shown is not shown:
                     path.unlink()
-                    raise ValueError("the segments changed while the file was written; ask for it again")
+                    raise ValueError("the segments changed while the file was written; download it again")
                 if format in self.downloads:  # with another opacity
                     self.downloads[format]["path"].unlink(missing_ok=True)
                 about = {"name": path.name, "bytes": path.stat().st_size, "id": number(), "path": path}
@@ -184,7 +184,7 @@ class Session:
         self._start(self.shared.long, "download", DOWNLOADS[format], run)
 
     def cancel(self, why: str | None = None) -> None:
-        """Stop the task, if there is one. ``why`` is shown as an error; leave it out if the user cancelled."""
+        """Stop the task, if there is one. ``why`` is shown as an error. Leave it out if the user cancelled."""
         with self._lock:
             if self.task is not None:
                 for queue in (self.shared.long, self.shared.short):
@@ -194,7 +194,7 @@ class Session:
                     self.error = {"id": number(), "text": why}
 
     def _start(self, queue: WorkQueue, kind: Kind, title: str, run: Callable[[Task], None]) -> None:
-        """Queue a task in place of the one before."""
+        """Queue a task, which replaces the earlier one."""
 
         def done(error: BaseException | None) -> None:
             with self._lock:
@@ -238,14 +238,14 @@ class Session:
     # -- corrections
 
     def edit(self, edit: Edit) -> None:
-        """Correct the segments of the tab Segment; ValueError says why that cannot be done."""
-        with self.shared.correcting:  # one at a time: a split uses all cores, and memory
+        """Correct the segments of the tab Segment. Raises ValueError if that is impossible."""
+        with self.shared.correcting:  # one at a time, because a split uses all cores and much memory
             pane = self.require_pane("main")
             before = pane.shown
             after = pane.corrected(edit)
             with self._lock:
                 if self.panes["main"] is not pane or pane.shown is not before:
-                    raise ValueError("the segments changed meanwhile; try again")
+                    raise ValueError("the segments changed during the correction; try again")
                 pane.take(edit, after, number())
                 self._forget_downloads()
 
@@ -254,7 +254,7 @@ class Session:
             about["path"].unlink(missing_ok=True)
         self.downloads = {}
 
-    # -- what the page reads
+    # -- data for the page
 
     def labels(self, name: str, number: int) -> tuple[int, bytes]:
         """The version of a pane, and the number of the segment of each pixel of the view, row by row."""
@@ -268,7 +268,7 @@ class Session:
         return version, np.array(shown.ids, np.uint8)[labels].tobytes()
 
     def state(self) -> dict[str, Any]:
-        """All that the page shows, but pictures."""
+        """Everything that the page shows, except pictures."""
         with self._lock:
             task, job = self.task, None
             if task is not None:

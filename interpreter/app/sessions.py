@@ -1,4 +1,4 @@
-"""All tabs of all browsers: they come, are closed, and are forgotten."""
+"""All open tabs of all browsers. Closed tabs are removed after some time."""
 
 import secrets
 import threading
@@ -16,18 +16,18 @@ class Sessions:
     """All tabs.
 
     Args:
-        folder: of the server.
-        sources: what can segment.
-        most: clips that are kept at once.
-        leave: seconds after which the work of a closed tab stops: a page that is reloaded comes back sooner.
-        forget: seconds after which its clip is removed.
+        folder: folder of the server.
+        sources: runs and methods that can segment.
+        most: number of clips that are kept at once.
+        leave: seconds after which the work of a closed tab stops. A reloaded page returns sooner.
+        forget: seconds after which the clip of a closed tab is removed.
     """
 
     def __init__(self, folder: Path, sources: Sources, most: int, leave: float, forget: float) -> None:
         self.shared, self.most, self.leave, self.forget = Shared(folder, sources), most, leave, forget
-        self.ending = False  # the server is about to end
+        self.ending = False  # the server is stopping
         self._sessions: dict[str, Session] = {}
-        self._bringing: list[Session] = []  # a clip, at this moment
+        self._bringing: list[Session] = []  # tabs that are uploading a clip
         self._lock = threading.Lock()
 
     def open(self) -> Session:
@@ -40,7 +40,7 @@ class Sessions:
         return session
 
     def find(self, token: str) -> Session:
-        """The tab of a token; :class:`Gone` if it was closed."""
+        """The tab of a token. Raises :class:`Gone` if it was closed."""
         session = self._sessions.get(token)
         if session is None:
             raise Gone("the server no longer has this page's clip; reload the page and choose the video again")
@@ -48,14 +48,14 @@ class Sessions:
 
     @contextmanager
     def place_for(self, session: Session) -> Iterator[None]:
-        """A block in which a tab brings a clip; ValueError if the server keeps enough of other tabs already."""
+        """A block in which a tab uploads a clip. Raises ValueError if the server already keeps the maximum number."""
         with self._lock:
             if session in self._bringing:
-                raise ValueError("another upload of this page is under way; wait for it, or cancel it")
+                raise ValueError("this page is still uploading another video; wait for it, or cancel it")
             tabs = [tab for tab in self._sessions.values() if tab.clip is not None or tab in self._bringing]
             if len([tab for tab in tabs if tab is not session]) >= self.most:
                 raise ValueError(
-                    f"this server already keeps {self.most} clips, its limit; try again after somebody removes a video "
+                    f"this server already keeps {self.most} clips, its limit; try again after a user removes a video "
                     "(a closed page keeps its clip for 10 minutes), or restart the server with a larger --max-clips"
                 )
             self._bringing.append(session)
@@ -66,13 +66,13 @@ class Sessions:
                 self._bringing.remove(session)
 
     def close(self, session: Session) -> None:
-        """Forget a tab."""
+        """Remove a tab."""
         with self._lock:
             self._sessions.pop(session.token, None)
         session.close()
 
     def tidy(self) -> None:
-        """Stop the work of tabs that were closed, and forget those that do not come back."""
+        """Stop the work of closed tabs, and remove tabs that do not return."""
         now = time.monotonic()
         with self._lock:
             alone = [session for session in self._sessions.values() if session.connections == 0]
@@ -82,7 +82,7 @@ class Sessions:
                     self.close(session)
                 elif now - session.left > self.leave:
                     session.cancel(f"stopped, because the page was disconnected for {self.leave:.0f} s; start it again")
-            except Exception:  # the other tabs must be looked after nevertheless
+            except Exception:  # continue with the other tabs in any case
                 with suppress(OSError):
                     traceback.print_exc()
 

@@ -1,4 +1,4 @@
-"""What can segment: the runs that the command names, and methods that need no training; and their sliders."""
+"""Sources: the runs that the command names and the methods without training, with their sliders."""
 
 import dataclasses
 import threading
@@ -27,9 +27,9 @@ class Source:
     """A run, or a method without training.
 
     Attributes:
-        id: in requests; never a path.
-        label: for people.
-        method: name of a method that needs no training; None for that of the run.
+        id: its name in requests; never a path.
+        label: its name on the page.
+        method: name of a method without training; None for a run.
         run: directory of the run.
     """
 
@@ -39,7 +39,7 @@ class Source:
     run: Path | None = None
 
     def describe(self) -> dict[str, Any]:
-        """What the page knows of it."""
+        """Its data for the page."""
         chosen = choose_method(self.method, self.run)
         method = chosen.method
         detail = (
@@ -55,16 +55,16 @@ class Choice(NamedTuple):
 
     source: Source
     first: dict[str, Any]  # settings that the segmenter is opened with
-    settings: dict[str, Any]  # of its method ``segment``
-    key: tuple[Any, ...]  # the same for the same weights and the same first settings
+    settings: dict[str, Any]  # settings of its method ``segment``
+    key: tuple[Any, ...]  # equal for equal weights and equal opening settings
 
 
 class Sources:
-    """All sources of a server; the segmenters that were used last are kept open.
+    """All sources of a server. The most recently used segmenters stay open.
 
     Args:
         runs: directories of runs.
-        backbone: of methods that need no training.
+        backbone: backbone of methods without training.
     """
 
     def __init__(self, runs: Sequence[Path], backbone: BackboneConfig) -> None:
@@ -78,7 +78,7 @@ class Sources:
         self._opened: OrderedDict[tuple[Any, ...], Segmenter] = OrderedDict()
 
     def usable(self) -> list[Source]:
-        """Those that can segment now: a run whose training has not begun, or whose files are damaged, cannot."""
+        """The sources that can segment now. Runs without training or with damaged files are left out."""
         ready = []
         for source in self.runs.values():
             with suppress(ValueError, OSError):
@@ -87,19 +87,19 @@ class Sources:
         return ready + list(self.untrained.values())
 
     def __getitem__(self, id: str) -> Source:
-        """The source of an id; ValueError if there is none."""
+        """The source of an id. Raises ValueError if it does not exist."""
         for source in self.usable():
             if source.id == id:
                 return source
         raise ValueError(f"there is no run or method {id!r} here; reload the page")
 
     def choose(self, source: Source, settings: Mapping[str, Any]) -> Choice:
-        """What settings of the page mean for a source.
+        """The settings of the page for a source.
 
-        Settings whose slider the others take away, such as a number of slots at level 1, are left out.
+        Settings whose slider is hidden by other settings are left out, such as the number of slots at level 1.
 
         Raises:
-            ValueError: if a setting is unknown, or has no value of its slider.
+            ValueError: if a setting is unknown, or its value is not on its slider.
         """
         method, stored = choose_method(source.method, source.run)
         given = checked(controls(method, stored.stages, None, settings), settings)
@@ -107,13 +107,13 @@ class Sources:
         return Choice(source, first, given, (source.id, tuple(first.items()), _checkpoints(source.run)))
 
     def opening(self, choice: Choice) -> str:
-        """What :meth:`open` does, for people who wait for it."""
+        """A message about what :meth:`open` is doing."""
         name = self._backbone.backbone
         is_on_hub = choice.source.run is None and "/" in name and not Path(name).exists()
         return "opening the model (the first time, it is downloaded)" if is_on_hub else "opening the model"
 
     def open(self, choice: Choice) -> Segmenter:
-        """A segmenter; ValueError or OSError for the reasons of :func:`open_segmenter`."""
+        """A segmenter. Raises ValueError or OSError as :func:`open_segmenter` does."""
         with self._lock:
             if choice.key not in self._opened:
                 method, stored = choose_method(choice.source.method, choice.source.run)
@@ -127,13 +127,13 @@ class Sources:
             return self._opened[choice.key]
 
     def controls(self, choice: Choice, segmenter: Segmenter) -> list[dict[str, Any]]:
-        """The sliders for a result of these settings."""
+        """The sliders for a result with these settings."""
         method, stored = choose_method(choice.source.method, choice.source.run)
         return controls(method, stored.stages, segmenter, choice.first | choice.settings)
 
 
 NAMES = {"association", "levels", "level", "num_segments", "num_slots", "merge_threshold"}
-"""All settings that have a slider or a choice with some method."""
+"""All settings that have a slider or a choice for some method."""
 
 
 def controls(
@@ -141,7 +141,7 @@ def controls(
 ) -> list[dict[str, Any]]:
     """The sliders and choices of a method whose ``stages`` are trained, as the page shows them.
 
-    The settings of a method are its own; these are the ones that people slide, by the names that methods give them.
+    Only the settings that are useful on the page, by their names in the methods.
     """
     value, result = settings.get, []
     fields = {field.name for field in dataclasses.fields(method.settings)}
@@ -182,13 +182,13 @@ def controls(
 
 
 def _slow(method: Method) -> set[str]:
-    """Settings that a segmenter is opened with: changing them encodes the video again."""
+    """Settings that a segmenter is opened with. Changing them encodes the video again."""
     return {field.name for field in dataclasses.fields(method.settings) if field.metadata.get("encodes")}
 
 
 def checked(shown: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that have a slider or a choice and are not left at their default; ValueError if one has no value
-    of its slider or choice."""
+    """The settings with a slider or a choice that differ from their default. Raises ValueError if a value is not on its
+    slider or among its choices."""
     if unknown := settings.keys() - NAMES:
         raise ValueError(f"no setting is called {', '.join(map(repr, sorted(unknown)))}")
     result = {}
@@ -207,7 +207,7 @@ def checked(shown: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> 
 
 
 def _one_of(value: Any, low: int, high: int) -> int | None:
-    """A value if it is one of these whole numbers; for any other, :func:`checked` says what is wrong."""
+    """The value if it is one of these whole numbers. For other values, :func:`checked` raises the error."""
     return int(value) if isinstance(value, int | float) and value in range(low, high + 1) else None
 
 
@@ -225,7 +225,7 @@ def _choice(name: str, label: str, value: Any, default: Any, choices: Mapping[An
 
 
 def _checkpoints(run: Path | None) -> tuple[tuple[str, int], ...]:
-    """The newest checkpoint of each stage: other weights, another segmenter."""
+    """The newest checkpoint of each stage. With other weights, a new segmenter is opened."""
     if run is None:
         return ()
     steps = ((key, newest_step(run / key)) for key in read_config(run).stages)

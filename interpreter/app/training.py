@@ -1,4 +1,4 @@
-"""A training run as the tab Training shows it: how far it is, its curves, and its pictures of masks."""
+"""A run for the tab Training: its progress, its curves, and its pictures of masks."""
 
 import math
 import re
@@ -17,12 +17,12 @@ PICTURE = re.compile(r"(?P<stage>[a-z]+(-\d+)?)-(?P<step>\d+)\.png")
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run directory that may be written to at this moment.
+    """A run directory, to which a training may be writing.
 
     Attributes:
-        id: in requests; never a path.
-        run: the directory; it need not exist yet.
-        folder: where the curves are drawn.
+        id: its name in requests; never a path.
+        run: the directory. It need not exist yet.
+        folder: folder for the picture of the curves.
     """
 
     id: str
@@ -30,11 +30,11 @@ class TrainingRun:
     folder: Path
 
     def describe(self) -> dict[str, Any]:
-        """For the list of runs."""
+        """Its entry in the list of runs."""
         return {"id": self.id, "label": str(self.run), "training": self._is_training()}
 
     def show(self) -> dict[str, Any]:
-        """How far each stage is, and addresses of the pictures."""
+        """The progress of each stage, and the addresses of the pictures."""
         config, records, stages = read_config(self.run), read_records(self.run), []
         for key, options in config.stages.items():
             last = next((record for record in reversed(records) if record["stage"] == key), None)
@@ -62,14 +62,14 @@ class TrainingRun:
         return {"training": self._is_training(), "stages": stages, "pictures": pictures, "curves": curves}
 
     def picture(self, name: str) -> Path:
-        """A picture of masks; FileNotFoundError for any other name."""
+        """A picture of masks. Raises FileNotFoundError for any other name."""
         path = self.run / "samples" / name
         if not PICTURE.fullmatch(name) or not self._is_picture(path):
             raise FileNotFoundError(f"no picture {name}")
         return path
 
     def curves(self) -> Path:
-        """Curves of all that was recorded so far; FileNotFoundError if that is nothing."""
+        """Curves of all records so far. Raises FileNotFoundError without records."""
         records, path = read_records(self.run), self.folder / f"{self.id}-curves.png"
         if not records:
             raise FileNotFoundError("nothing is recorded yet")
@@ -82,7 +82,7 @@ class TrainingRun:
         return path.is_file() and not path.is_symlink()
 
     def _newest(self) -> float:
-        """When something was recorded last."""
+        """Time of the last record."""
         return max(map(_modified, self.run.glob("*/metrics.jsonl")), default=0.0)
 
     def _is_training(self) -> bool:

@@ -1,4 +1,4 @@
-"""Pieces of HTTP: who may ask, what a request says, how long an answer keeps, and errors as one line of JSON."""
+"""HTTP helpers: access, reading requests, caching of answers, and errors as one line of JSON."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MOST_JSON = 1 << 20  # bytes of a request that is no upload
+MOST_JSON = 1 << 20  # bytes of a request that is not an upload
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -20,13 +20,13 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-KEEP = {"Cache-Control": "private, max-age=3600"}  # of frames and label maps, whose addresses name their version
+KEEP = {"Cache-Control": "private, max-age=3600"}  # for frames and label maps, whose addresses contain their version
 
 
 class Guard:
-    """Adds headers that keep other sites out, and refuses requests to change something that do not come from the page.
+    """Adds headers that keep other sites out. Refuses changing requests that do not come from the page.
 
-    A page of another site can send a request here, but not with a header of its own.
+    A page of another site can send a request to this server, but not with this header.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -57,13 +57,13 @@ def kept(request: Request, name: str, value: int) -> Mapping[str, str]:
 
 
 async def no_address(request: Request, error: Exception) -> Response:
-    """The answer to a request that no address takes."""
+    """The answer to a request with an unknown address."""
     assert isinstance(error, HTTPException)
     return problem(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
 
 
 async def body_of(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; ValueError if it has none."""
+    """The JSON object of a request. Raises ValueError if there is none."""
     content = b""
     async for chunk in request.stream():
         content += chunk
@@ -74,22 +74,22 @@ async def body_of(request: Request) -> dict[str, Any]:
         json.dumps(body, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("the request is nested too deeply") from None
-    except UnicodeEncodeError:  # half of a pair of surrogates
-        raise ValueError("the request holds text that is no Unicode") from None
+    except UnicodeEncodeError:  # an unpaired surrogate
+        raise ValueError("the request contains text that is not Unicode") from None
     if not isinstance(body, dict):
         raise ValueError("the request must be a JSON object")
     return body
 
 
 def field_of(body: Mapping[str, Any], name: str, kind: type) -> Any:
-    """An entry of a request; ValueError if it is missing or of another type."""
+    """An entry of a request. Raises ValueError if it is missing or has the wrong type."""
     if not isinstance(body.get(name), kind):
         raise ValueError(f"{name}: is missing, or not of the type {kind.__name__}")
     return body[name]
 
 
 def number_of(request: Request) -> int:
-    """The frame that a request asks for; IndexError if that is no number that a frame can have."""
+    """The number of the requested frame. Raises IndexError if it is not the number of a frame."""
     text = request.path_params["number"]
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise IndexError("there is no such frame")

@@ -1,4 +1,4 @@
-"""What takes long is done by one thread, task after task; the others wait in order and know their place."""
+"""A queue of long tasks. One thread runs them one after the other, and each task has its position in the queue."""
 
 import errno
 import os
@@ -15,17 +15,17 @@ Kind = Literal["segment", "compare", "download"]
 
 
 class Cancelled(Exception):
-    """The task is not wanted any more: its tab is closed, or somebody pressed Cancel."""
+    """The task was cancelled: its tab is closed, or the user pressed Cancel."""
 
 
 class Task:
-    """One piece of work, and how far it is.
+    """One piece of work, and its progress.
 
     Args:
-        kind: for the page.
-        title: what it makes, in a few words.
-        run: does the work; it calls :meth:`advance` or :meth:`check` often.
-        done: called at the end with the error, or with None. Not called if the task was cancelled.
+        kind: kind of work, for the page.
+        title: its result, in a few words.
+        run: function that does the work. It calls :meth:`advance` or :meth:`check` often.
+        done: function that is called at the end with the error, or with None. Not called for a cancelled task.
     """
 
     _count = 0
@@ -40,22 +40,22 @@ class Task:
         self.ended = threading.Event()
 
     def begin(self, step: str, total: int = 0) -> None:
-        """Begin a step, such as "encoding frames", of ``total`` parts; 0 if unknown."""
+        """Begin a step, such as "encoding frames", with ``total`` parts (0: unknown)."""
         self.check()
         self.step, self.finished, self.total = step, 0, total
 
     def advance(self, count: int = 1) -> None:
-        """Note that parts of the step are done."""
+        """Record that parts of the step are done."""
         self.finished += count
         self.check()
 
     def check(self) -> None:
-        """Raise :class:`Cancelled` if the task is not wanted any more."""
+        """Raise :class:`Cancelled` if the task was cancelled."""
         if self._cancelled.is_set():
             raise Cancelled
 
     def cancel(self) -> None:
-        """Ask it to stop; it does at its next :meth:`check`."""
+        """Ask it to stop. It stops at its next :meth:`check`."""
         self._cancelled.set()
 
     @property
@@ -65,10 +65,10 @@ class Task:
 
 
 class WorkQueue:
-    """Does tasks one after the other, in a thread that ends with the process.
+    """Runs tasks one after the other, in a thread that ends with the process.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:
@@ -86,14 +86,14 @@ class WorkQueue:
             self._changed.notify()
 
     def ahead(self, task: Task) -> int:
-        """How many tasks come before this one, with the one that runs."""
+        """The number of tasks before this one, including the running task."""
         with self._changed:
             if task not in self._waiting:
                 return 0
             return list(self._waiting).index(task) + (self._running is not None)
 
     def cancel(self, task: Task) -> None:
-        """Take a task out, or ask it to stop if it runs."""
+        """Remove a task, or ask it to stop if it is running."""
         task.cancel()
         with self._changed:
             if task in self._waiting:
@@ -101,7 +101,7 @@ class WorkQueue:
                 task.ended.set()
 
     def close(self, seconds: float) -> None:
-        """Cancel everything, and wait for the running task, but not longer than this."""
+        """Cancel all tasks, and wait for the running task, at most this long."""
         with self._changed:
             self._closed = True
             for task in (*self._waiting, *([self._running] if self._running else [])):
@@ -122,7 +122,7 @@ class WorkQueue:
                 task.running = True
                 task.check()
                 task.run(task)
-            except BaseException as problem:  # whatever it is, the tasks behind it must not wait for ever
+            except BaseException as problem:  # after any error, the next tasks must run
                 error = problem
             with self._changed:
                 self._running = None
@@ -134,13 +134,13 @@ class WorkQueue:
 
 
 def explain(error: BaseException) -> str:
-    """One line about an error for the page; a traceback in the terminal for what no user can have caused."""
+    """One line about an error, for the page. A bug also prints a traceback in the terminal."""
     if isinstance(error, OSError) and error.strerror == os.strerror(errno.ENOSPC):  # else the error says more
         return "the disk of the server is full; remove other videos, or restart the server with another --folder"
     if isinstance(error, (ValueError, OSError, ImportError, IndexError)):
         return one_line(error)
     if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU has too little free memory; try a shorter clip, or wait until others are done"
-    with suppress(OSError):  # the terminal may be gone
+        return "the GPU has too little free memory; try a shorter clip, or wait until the tasks of others are done"
+    with suppress(OSError):  # the terminal may be closed
         traceback.print_exception(error)
     return f"an error inside the program, {type(error).__name__}: {error}; the terminal of the server shows more"

@@ -1,4 +1,4 @@
-// The server's requests. Errors carry the server's own line.
+// Requests to the server. Errors contain the message of the server.
 
 const HEADERS = { "X-Interpreter": "1" };
 const TOKEN_KEY = "interpreter-token";
@@ -30,7 +30,7 @@ async function request(path, options = {}) {
 
 const json = async (path, options) => (await request(path, options)).json();
 
-/** Find this tab's session again, or make one. @returns {Promise<{session: any, gone: boolean}>} */
+/** Find the session of this tab again, or open a new one. @returns {Promise<{session: any, gone: boolean}>} */
 export async function openSession() {
   const token = sessionStorage.getItem(TOKEN_KEY);
   let session = null;
@@ -49,7 +49,7 @@ export async function openSession() {
   return { session, gone };
 }
 
-/** Remember whether this tab has a clip: only then is a lost session worth a message. */
+/** Remember whether this tab has a clip: only then, a lost session needs a message. */
 export function rememberClip(has) {
   if (has) sessionStorage.setItem(CLIP_KEY, "1");
   else sessionStorage.removeItem(CLIP_KEY);
@@ -57,8 +57,8 @@ export function rememberClip(has) {
 
 /**
  * Follow the state.
- * @param {{onState: (state: any) => void, onLost: () => void, onClosed: () => void}} handlers onLost: the browser tries
- *   again by itself; onClosed: it does not
+ * @param {{onState: (state: any) => void, onLost: () => void, onClosed: () => void}} handlers onLost: the browser
+ *   tries again; onClosed: it does not
  */
 export function listen({ onState, onLost, onClosed }) {
   const source = new EventSource(`${base}/events`);
@@ -80,7 +80,7 @@ export async function post(action, body = {}) {
 export const removeClip = () => request(`${base}/clip`, { method: "DELETE", headers: HEADERS });
 
 /**
- * Send a file. XMLHttpRequest, since fetch tells nothing about the progress of what it sends.
+ * Send a file. Uses XMLHttpRequest, because fetch reports no progress of uploads.
  * @param {File} file
  * @param {(percent: number) => void} onProgress
  * @returns {{done: Promise<any>, abort: () => void}} done: the clip, or null after abort
@@ -94,7 +94,7 @@ export function upload(file, onProgress) {
       try {
         answer = JSON.parse(sending.responseText);
       } catch {
-        // Not JSON: the status says enough.
+        // Not JSON: the message below contains the status.
       }
       if (sending.status < 300) resolve(answer.clip);
       else reject(new ServerError(sending.status, answer.error ?? `The server answered ${sending.status}.`));

@@ -1,4 +1,4 @@
-// One question with two answers, in the page.
+// A dialog with a question and two answers.
 
 import { byId, setText } from "./dom.js";
 

@@ -24,7 +24,7 @@ export function startCompare() {
   });
 }
 
-/** Offer the sources; at first two different ones. */
+/** Offer the sources. At the start, select two different ones. */
 function renderChoices(sources) {
   const first = byId("right").options.length === 0;
   for (const side of SIDES) setChoices(byId(side), sources.map(({ id, label }) => ({ value: id, label })));

@@ -1,4 +1,4 @@
-// The settings of the model. The server says which there are; a change makes the segments anew.
+// The settings of the model. The server lists them. A change computes the segments again.
 
 import { ask } from "./ask.js";
 import { byId, make, setShown, setText } from "./dom.js";
@@ -8,7 +8,7 @@ import { state, update } from "./state.js";
 const START_AGAIN = "Changing this setting discards your corrections; Undo cannot bring them back.";
 const ANEW = "Changing this encodes the video again, which takes as long as the first time.";
 const UNTOUCHED = "as in training";
-/** The arrow keys change a range by one step each: several steps become one request. */
+/** Each press of an arrow key changes a range by one step. Several steps become one request. */
 const PAUSE = 500;
 
 let timer = 0;
@@ -18,7 +18,7 @@ let sending = false;
 const rows = new Map();
 let built = "";
 
-/** Every setting as it shall be: the pane's, with what the user has changed since. */
+/** All settings: those of the pane, with the later changes of the user. */
 export function settings(pane) {
   const values = {};
   for (const { name, value } of pane.controls) values[name] = name in state.draft ? state.draft[name] : value;
@@ -40,7 +40,7 @@ async function change(name, value) {
   return undefined;
 }
 
-/** Send what has changed, unless a job runs: then its end calls this again. */
+/** Send the changes. While a job runs, send nothing: its end calls this function again. */
 export async function sendChanges() {
   const pane = state.server.panes.main;
   const waits = paused || sending || state.draftSent || state.server.job !== null;

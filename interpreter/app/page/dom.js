@@ -1,12 +1,12 @@
-// Small helpers around the DOM. Text from the server or the user only ever goes through textContent.
+// Small helpers for the DOM. Text from the server or the user is set only through textContent.
 
-/** @returns {any} the element with this id, which index.html is known to have */
+/** @returns {any} the element with this id; index.html has all of them */
 export const byId = (id) => document.getElementById(id);
 
 /**
  * Make an element.
  * @param {string} tag
- * @param {Record<string, any>} [properties] set as properties, or as attributes where the name has a dash or is "role"
+ * @param {Record<string, any>} [properties] set as properties, or as attributes if the name has a dash or is "role"
  * @param {...(Node|string)} children strings become text
  * @returns {any}
  */
@@ -20,7 +20,7 @@ export function make(tag, properties = {}, ...children) {
   return node;
 }
 
-/** Set the text only where it differs: a write that changes nothing still makes screen readers speak again. */
+/** Set the text only if it differs, because screen readers read it again after every write. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -29,7 +29,7 @@ export function setShown(node, shown) {
   if (node.hidden === shown) node.hidden = !shown;
 }
 
-/** Fill a select with choices and keep what was chosen where it is still there. */
+/** Fill a select with choices. Keep the selected one if it still exists. */
 export function setChoices(select, choices) {
   const signature = JSON.stringify(choices);
   if (select.dataset.choices === signature) return;
@@ -39,7 +39,7 @@ export function setChoices(select, choices) {
   if (choices.some(({ value }) => value === before)) select.value = before;
 }
 
-/** Show progress; an unknown total makes the bar move without a value. */
+/** Show progress. Without a total, the bar moves without a value. */
 export function setProgress(bar, done, total) {
   if (total > 0) {
     bar.max = total;

@@ -1,13 +1,13 @@
-// Files of the segments: each is made by a job and then saved by itself.
+// Downloads: a job writes each file, and the browser then saves it.
 
 import * as api from "./api.js";
 import { make } from "./dom.js";
 import { onCancel, startJob } from "./job.js";
 import { state } from "./state.js";
 
-/** @type {Map<string, any>} formats this tab waits for, with the id of the file that was there before */
+/** @type {Map<string, any>} formats that this tab waits for, with the id of the earlier file */
 const awaited = new Map();
-/** Ids of files by the opacity they were asked for with. */
+/** Ids of files, with the opacity that was requested. */
 const opacities = new Map();
 
 const buttons = () => document.querySelectorAll("button[data-format]");
@@ -20,7 +20,7 @@ export function startDownloads() {
 async function request(format) {
   const { opacity } = state;
   const there = state.server.downloads[format];
-  // A file of these very masks is there already; an overlay also has to have this opacity.
+  // A file of the same masks exists already. An overlay also needs the same opacity.
   if (there && (format !== "overlay" || opacities.get(there.id) === opacity)) return save(format);
   awaited.set(format, { before: there?.id, opacity });
   if (!(await startJob("download", { format, opacity }))) awaited.delete(format);
@@ -29,7 +29,7 @@ async function request(format) {
 
 let failure = null;
 
-/** Save the files that have become ready, each once. Called with every state of the server. */
+/** Save each finished file once. Called for every state of the server. */
 export function saveReady() {
   const { downloads, error } = state.server;
   if (error && error.id !== failure) {

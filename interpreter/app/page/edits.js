@@ -1,4 +1,4 @@
-// Corrections by hand: the toolbar, its shortcuts, and clicks on the pictures.
+// Corrections: the toolbar, its shortcuts, and clicks on the pictures.
 
 import * as api from "./api.js";
 import { byId, plural, setShown, setText } from "./dom.js";
@@ -9,7 +9,7 @@ import { act, receiveMain, segmentName, state, update } from "./state.js";
 const DONE = { merge: "Merged", split: "Split", hide: "Hidden", show: "Shown", name: "Name saved", undo: "Undone",
   redo: "Redone" };
 
-/** Edits go one after another; each looks at what the one before has made. */
+/** Edits run one after another. Each starts from the result of the earlier one. */
 let queue = Promise.resolve();
 
 /** @param {() => any} step */
@@ -23,7 +23,7 @@ function edit(kind, segments, more = {}) {
     const before = new Set(state.server.panes.main?.segments.map(({ id }) => id));
     const { pane } = await api.post("edit", body);
     receiveMain(pane);
-    // The parts of a split segment are selected, so that they are seen.
+    // Select the parts of a split segment, so that the user sees them.
     if (kind === "split") {
       const parts = pane.segments.map(({ id }) => id).filter((id) => !before.has(id) || segments.includes(id));
       update({ selection: new Set(parts) });
@@ -35,10 +35,10 @@ function edit(kind, segments, more = {}) {
 const pane = () => state.server.panes.main;
 const selected = () => pane()?.segments.filter(({ id }) => state.selection.has(id)) ?? [];
 
-/** While the masks are made anew or written to a file, they stay as they are. */
+/** Whether a job computes the masks or writes them to a file: then, they must not change. */
 const locked = () => !pane() || ["segment", "download"].includes(state.server.job?.kind);
 
-/** What each button does, with its shortcut, and whether it can now. */
+/** The action of each button, its shortcut, and whether it is possible now. */
 const ACTIONS = {
   merge: { keys: "m", title: "Join the selected segments into one, in all frames", can: () => selected().length > 1 },
   split: { keys: "s", title: "Divide the selected segment into two: show a frame in which both parts are visible first", can: () => selected().length === 1 },
@@ -55,7 +55,7 @@ function run(action) {
   const ids = selected().map(({ id }) => id);
   if (action === "undo" || action === "redo") return edit(action);
   if (action === "hide") return edit(anyVisible() ? "hide" : "show", ids);
-  // The parts are looked for in the frame that is shown.
+  // The server looks for the parts in the frame that is shown.
   return edit(action, ids, action === "split" ? { frame: state.frame } : {});
 }
 
@@ -73,7 +73,7 @@ export function startEdits(view) {
     if (segment) inTurn(() => edit("name", [segment.id], { name }));
   });
   for (const { canvas, pane: key } of view.pictures) {
-    // The original shows no masks, yet a click on it finds them.
+    // The original shows no masks, but a click on it selects segments too.
     canvas.addEventListener("click", (event) => {
       const id = view.segmentAt(event, key);
       if (id !== null) toggle(id, event.shiftKey || event.ctrlKey || event.metaKey);
@@ -91,7 +91,7 @@ function onKey(event) {
   if (state.tab !== "segment" || byId("ask").open || event.altKey) return;
   const typing = event.target.matches("input[type=text], select, textarea");
   if (event.key === "Escape" && state.selection.size > 0) update({ selection: new Set() });
-  // Letters act where segments are worked on, and where nothing has the focus, as after a click on a picture.
+  // Letters are shortcuts in the area of the segments, and if nothing has the focus, as after a click on a picture.
   const elsewhere = event.target !== document.body && !event.target.closest("#work, #pictures");
   if (typing || elsewhere) return;
   const key = event.key.toLowerCase();
@@ -115,7 +115,7 @@ export function renderEdits() {
   setShown(byId("name-form"), chosen.length > 0);
   byId("segment-name").disabled = !one;
   byId("save-name").disabled = !one || locked();
-  // The field follows the selection and the saved name, not every message of the server: the user may be typing.
+  // Update the field only for a new selection or a new saved name, because the user may be typing.
   const source = one ? `${one.id} ${one.name}` : null;
   if (source !== named) {
     byId("segment-name").value = one?.name ?? "";

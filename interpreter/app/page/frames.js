@@ -1,4 +1,4 @@
-// What the pictures need, loaded once: the frames and the labels used last stay in memory.
+// Frames and labels for the pictures. The most recently used ones stay in memory.
 
 import * as api from "./api.js";
 
@@ -12,7 +12,7 @@ class Recent {
     this.entries = new Map();
   }
 
-  /** The entry, or what `load` promises; a promise under way is shared, a failed one is dropped. */
+  /** The entry, or the promise of `load`. A pending promise is shared, a failed one is removed. */
   get(key, load) {
     const entry = this.entries.get(key) ?? load();
     this.entries.delete(key);
@@ -33,6 +33,6 @@ export const getFrame = (clip, number) => frames.get(`${clip}/${number}`, () => 
 
 /** @returns {Promise<Uint8Array>} row by row, one byte a pixel */
 export function getLabels(pane, version, clip, number) {
-  // A clip is in the key, for versions may start anew with each clip.
+  // The key contains the clip, because versions may start again with each clip.
   return labels[pane].get(`${clip}/${version}/${number}`, () => api.labels(pane, version, number));
 }

@@ -1,18 +1,18 @@
-// The line of the job under way, of errors, and what a screen reader is told of them.
+// The messages about the running job and about errors, also for screen readers.
 
 import * as api from "./api.js";
 import { byId, plural, setProgress, setShown, setText } from "./dom.js";
 import { act, state, update } from "./state.js";
 
 const LOST = "Connection to the server lost; trying again. If this lasts, check that the server is still running.";
-/** A screen reader hears of progress at most this often. */
+/** Screen readers get a message about progress at most once in this time, in milliseconds. */
 const SPEAK_EVERY = 4000;
 
 let spoken = 0;
 let timer = 0;
 let pending = "";
 
-/** Tell a screen reader; the last text of a burst is always told. */
+/** Send a text to screen readers. Of several texts in a short time, the last one is sent. */
 export function speak(text) {
   pending = text;
   clearTimeout(timer);
@@ -25,9 +25,9 @@ export function speak(text) {
 let starting = false;
 
 /**
- * Ask for a job. A second click before the server has answered the first asks for nothing.
+ * Request a job. A second click before the answer to the first does nothing.
  * @param {"segment"|"compare"|"download"} action
- * @returns {Promise<boolean>} whether the server took it
+ * @returns {Promise<boolean>} whether the server accepted it
  */
 export async function startJob(action, body) {
   if (starting) return false;
@@ -37,7 +37,7 @@ export async function startJob(action, body) {
   return taken;
 }
 
-/** Run when the user cancels a job. */
+/** Functions that run when the user cancels a job. */
 const cancelled = [];
 export const onCancel = (callback) => cancelled.push(callback);
 

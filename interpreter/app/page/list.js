@@ -1,10 +1,10 @@
-// The list of segments. With it, everything a click on a picture does works by keyboard too.
+// The list of segments. It makes every action of a click on a picture possible with the keyboard.
 
 import { byId, make, percent, setText } from "./dom.js";
 import { segmentName, state, update } from "./state.js";
 
 /**
- * Bring the rows of a list in line with the segments. Rows are kept by id: a new one would lose the keyboard's focus.
+ * Update the rows of a list for the segments. Rows are kept by id, because a new row would lose the focus.
  * @param {HTMLElement} list
  * @param {import("./state.js").Segment[]} segments
  * @param {(segment: import("./state.js").Segment) => HTMLElement} makeRow
@@ -23,7 +23,7 @@ function renderRows(list, segments, makeRow, renderRow) {
   for (const row of rows.values()) row.remove();
 }
 
-/** Select one segment alone, or add it to the others; the only selected one, or one added before, is deselected. */
+/** Select only this segment, or add it to the selection. A second click deselects it. */
 export function toggle(id, adds) {
   const chosen = state.selection.has(id) && (adds || state.selection.size === 1);
   const selection = new Set(adds ? state.selection : []);
@@ -68,7 +68,7 @@ export function renderSegmentList(edit) {
   renderRows(byId("segment-list"), state.server.panes.main?.segments ?? [], makeRow, renderRow);
 }
 
-/** A list to read, without controls. */
+/** A list without controls. */
 export function renderLegend(list, segments) {
   const makeRow = () => make("li", {}, make("span", { className: "chip" }), make("span", { className: "name" }),
     make("span", { className: "area" }));

@@ -1,4 +1,4 @@
-// Start of the page: opens the session, follows the server's state, and draws.
+// Start of the page: opens the session, follows the state of the server, and draws.
 
 import * as api from "./api.js";
 import { renderCompare, startCompare } from "./compare.js";
@@ -39,7 +39,7 @@ async function connect() {
     },
     onLost: () => update({ lost: true }),
     onClosed: () => {
-      // Mostly the session is gone; `openSession` finds out, and makes a new one.
+      // The session has usually ended. `openSession` checks this, and opens a new one.
       forget();
       setTimeout(connect, AGAIN / 4);
     },
@@ -56,12 +56,12 @@ function render() {
   keepFocus(before);
 }
 
-/** Where the focus was before its button was disabled. @type {any} */
+/** The element with the focus before it was disabled. @type {any} */
 let left = null;
 
 const usable = (node) => node.isConnected && !node.disabled && node.closest("[hidden]") === null;
 
-/** A button that is disabled or hidden under the keyboard's focus hands it on, and gets it back when it can. */
+/** If the focused button is disabled or hidden, move the focus, and move it back as soon as possible. */
 function keepFocus(before) {
   if (before === null || before === document.body || usable(before)) return;
   const cancels = [byId("job-cancel"), byId("upload-cancel")];

@@ -1,4 +1,4 @@
-// Segments painted over a frame, from the label of each pixel.
+// Paints segments over a frame, from the label of each pixel.
 
 const WHITE = 0xffffffff;
 const DARK = 0xff1a1410;
@@ -9,7 +9,7 @@ const DARK = 0xff1a1410;
  */
 
 /**
- * Tint and outlines as a picture to lay over the frame.
+ * Tint and outlines as a picture that is drawn over the frame.
  * @param {Uint8Array} labels
  * @param {number} height
  * @param {number} width
@@ -18,7 +18,7 @@ const DARK = 0xff1a1410;
  */
 export function paintSegments(labels, height, width, look) {
   const image = new ImageData(width, height);
-  // One 32-bit write a pixel; in memory the bytes are R, G, B, A on every little-endian machine.
+  // One 32-bit write per pixel. On little-endian machines, the bytes in memory are R, G, B, A.
   const pixels = new Uint32Array(image.data.buffer);
   const fill = new Uint32Array(256);
   const line = new Uint32Array(256);
@@ -41,7 +41,7 @@ export function paintSegments(labels, height, width, look) {
   return image;
 }
 
-/** Inside each selected segment a white line along its edge and a dark one next to it: seen on any background. */
+/** A white line along the inner edge of each selected segment and a dark line next to it, visible on any background. */
 function outlineSelected(pixels, labels, height, width, selection) {
   const selected = new Uint8Array(256);
   for (const id of selection) selected[id] = 1;
@@ -72,7 +72,7 @@ function depths(labels, height, width, selected) {
   return depth;
 }
 
-/** "#e69f00" as 0x009fe6: the order of bytes in memory. */
+/** Convert "#e69f00" to 0x009fe6, the order of bytes in memory. */
 function toBgr(colour) {
   const rgb = parseInt(colour.slice(1), 16);
   return ((rgb & 0xff) << 16) | (rgb & 0xff00) | (rgb >> 16);

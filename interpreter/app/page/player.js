@@ -1,4 +1,4 @@
-// The slider over frames with Play, Previous and Next. Both tabs with pictures have one; they share the frame.
+// The slider over frames with Play, Previous and Next. Both tabs with pictures have one, and share the frame.
 
 import { make, setText } from "./dom.js";
 import { state, update } from "./state.js";
@@ -32,18 +32,18 @@ export class Player {
     if (frame >= 0 && frame < state.server.clip.frames) update({ frame, playing: false });
   }
 
-  /** Go on by one frame whenever its time has come and the one before is on the screen. */
+  /** Show the next frame when it is due and the previous one is on the screen. */
   run() {
     let last = performance.now();
     this.runs += 1;
     const mine = this.runs;
     const tick = (now) => {
       const { clip } = state.server;
-      // Pause and Play in quick succession must not leave two of these.
+      // After quick clicks on Pause and Play, only one loop must run.
       if (mine !== this.runs || !state.playing || !clip || state.tab !== this.view.tab) return;
       const interval = 1000 / (clip.fps || 25);
       if (now - last >= interval - 2 && this.view.isCurrent()) {
-        // After a wait for the server the clip plays on at its own pace; it does not rush.
+        // After waiting for the server, the clip continues at its normal speed.
         last = Math.max(last + interval, now - interval);
         update({ frame: (state.frame + 1) % clip.frames });
       }

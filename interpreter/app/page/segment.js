@@ -1,4 +1,4 @@
-// The tab Segment: a video, a model, the pictures, and what can be done with the segments.
+// The tab Segment: a video, a model, the pictures, and the segments with their corrections and downloads.
 
 import { ask } from "./ask.js";
 import { renderControls, renderOpacity, settings } from "./controls.js";
@@ -19,7 +19,7 @@ export const view = new View("segment", [
 ]);
 const player = new Player(byId("segment-player"), view);
 
-/** Whether the select shows the source of the segments that a reload has found. */
+/** Whether the select shows the source of the segments, after the page was reloaded. */
 let followed = false;
 
 export function startSegment() {
@@ -28,7 +28,7 @@ export function startSegment() {
     const pane = state.server.panes.main;
     const source = byId("source").value;
     if (pane?.undo && !(await ask(LOST_EDITS, { yes: "Segment again", no: "Keep my corrections" }))) return;
-    // Another model has other settings.
+    // A different model has different settings.
     startJob("segment", { source, settings: pane?.source === source ? settings(pane) : {} });
   });
   byId("source").addEventListener("change", renderSource);

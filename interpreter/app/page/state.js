@@ -1,4 +1,4 @@
-// The one state of the page. Everything on the screen follows from it; `update` changes it and draws again.
+// The state of the page, from which everything on the screen is drawn. `update` changes it and draws again.
 
 /**
  * @typedef {{id: number, name: string, hidden: boolean, area: number, colour: string}} Segment
@@ -28,11 +28,11 @@ export const state = {
   tab: "segment",
   /** @type {null|{name: string, percent: number}} */
   upload: null,
-  /** An error of this page itself, such as a refused request. */
+  /** An error of this page, such as a refused request. */
   error: "",
-  /** Id of the server's error that an action of the user has answered. */
+  /** Id of the server's error that is hidden, because the user has done something since. */
   answered: null,
-  /** No connection to the server at the moment. */
+  /** Whether there is no connection to the server. */
   lost: false,
   frame: 0,
   playing: false,
@@ -41,7 +41,7 @@ export const state = {
   selection: new Set(),
   /** @type {number|null} id of the segment under the pointer */
   hover: null,
-  /** @type {Record<string, any>} settings the user changed and the server's pane does not have yet */
+  /** @type {Record<string, any>} settings that the user changed and the server's pane does not have yet */
   draft: {},
   draftSent: false,
 };
@@ -58,19 +58,19 @@ export function update(change) {
   Object.assign(state, change);
   if (drawing) return;
   drawing = true;
-  // Several changes in one task are drawn once.
+  // Draw several changes in one task only once.
   queueMicrotask(() => {
     drawing = false;
     draw();
   });
 }
 
-/** Take over a whole state from the server. @param {Server} server */
+/** Use a new state of the server. @param {Server} server */
 export function receive(server) {
   const before = state.server;
   const change = { server, lost: false };
   if (server.clip?.id !== before.clip?.id) Object.assign(change, { frame: 0, playing: false, hover: null });
-  // After an edit the numbers still mean the same segments; after another segmentation they do not.
+  // After an edit, numbers still mean the same segments. After a new segmentation, they do not.
   const again = server.panes.main?.made !== before.panes.main?.made;
   Object.assign(change, again ? { selection: new Set() } : selectionIn(server.panes.main));
   const finished = before.job && !server.job;
@@ -80,13 +80,13 @@ export function receive(server) {
   update(change);
 }
 
-/** Take over the pane that an edit answered with. @param {Pane} pane */
+/** Use the pane in the answer to an edit. @param {Pane} pane */
 export function receiveMain(pane) {
   const server = { ...state.server, panes: { ...state.server.panes, main: pane } };
   update({ server, ...selectionIn(pane) });
 }
 
-/** The selection without segments that are gone. @param {Pane|null} pane */
+/** The selection without segments that no longer exist. @param {Pane|null} pane */
 function selectionIn(pane) {
   const ids = new Set(pane?.segments.map(({ id }) => id));
   const kept = [...state.selection].filter((id) => ids.has(id));
@@ -97,7 +97,7 @@ export function forget() {
   update({ server: NOTHING, selection: new Set(), hover: null, frame: 0, playing: false, draft: {}, draftSent: false });
 }
 
-/** Run an action of the user: old errors go, a new one is shown. @returns whether it worked */
+/** Run an action of the user: remove old errors, and show a new one. @returns whether it succeeded */
 export async function act(action) {
   update({ error: "", answered: state.server.error?.id ?? null });
   try {

@@ -1,4 +1,4 @@
-// The three tabs: a click or the arrow keys choose one.
+// The three tabs. A click or the arrow keys choose one.
 
 import { byId, setShown } from "./dom.js";
 import { state, update } from "./state.js";

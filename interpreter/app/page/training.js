@@ -1,4 +1,4 @@
-// The tab Training: how the runs get on. It asks the server only while somebody can see the answer.
+// The tab Training: the progress of the runs. It asks the server only while the tab is visible.
 
 import * as api from "./api.js";
 import { byId, make, setChoices, setProgress, setShown, setText } from "./dom.js";
@@ -8,13 +8,13 @@ const EVERY = 3000;
 
 /** @type {null|{id: string, label: string, method: string, training: boolean, stages: any[]}[]} */
 let runs = null;
-/** @type {any} what the server told last of the chosen run */
+/** @type {any} the latest report about the chosen run */
 let report = null;
 let timer = 0;
 let asking = 0;
-/** Picture in the slider, counted from the newest: 0 follows the training. */
+/** Index of the picture, counted back from the newest. 0 always shows the newest one. */
 let back = 0;
-/** The error that the last question ended with: an answer removes it from the page again. */
+/** The error of the last request. A successful answer removes it from the page. */
 let failure = "";
 
 const watched = () => state.tab === "training" && !document.hidden;
@@ -32,7 +32,7 @@ export function startTraining() {
   document.addEventListener("visibilitychange", renderTraining);
 }
 
-/** Ask now, and again every few seconds. A newer question makes the answer to an older one void. */
+/** Ask now, and again every few seconds. The answer to an older request is ignored. */
 async function ask() {
   clearTimeout(timer);
   asking += 1;
@@ -63,7 +63,7 @@ export function renderTraining() {
     if (timer === 0) ask();
     return;
   }
-  // Hidden: the next question waits until the tab is shown again. One under way ends by itself.
+  // While the tab is hidden, send no requests. A pending request ends normally.
   if (timer > 0) {
     clearTimeout(timer);
     timer = 0;

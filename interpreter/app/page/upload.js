@@ -1,4 +1,4 @@
-// Choosing a video, by the button or by dropping it, and sending it.
+// Choosing a video, with the button or by dropping it, and uploading it.
 
 import * as api from "./api.js";
 import { ask } from "./ask.js";
@@ -12,14 +12,14 @@ export function startUpload() {
   const input = byId("file");
   input.addEventListener("change", () => {
     const [file] = input.files;
-    // Cleared, so that the same file can be chosen again after an error.
+    // Clear the field, so that the same file can be chosen again after an error.
     input.value = "";
     if (file) send(file);
   });
   byId("upload-cancel").addEventListener("click", () => abort());
   byId("remove-clip").addEventListener("click", remove);
 
-  // The whole page takes a drop: one beside the zone would make the browser leave the page.
+  // The whole page accepts a drop. Otherwise, a drop next to the zone makes the browser leave the page.
   const zone = byId("drop-zone");
   const carriesFile = (event) => event.dataTransfer?.types.includes("Files");
   document.addEventListener("dragover", (event) => {
@@ -39,7 +39,7 @@ export function startUpload() {
   });
 }
 
-/** Corrections are work: ask before they are lost. */
+/** Ask before corrections are lost. */
 async function mayReplace() {
   if (!state.server.panes.main?.undo) return true;
   const answers = { yes: "Discard and continue", no: "Keep the video" };

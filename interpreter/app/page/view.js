@@ -9,7 +9,7 @@ const AHEAD_STILL = 2;
 
 /**
  * @typedef {{canvas: HTMLCanvasElement, pane: "main"|"left"|"right", tinted: boolean}} Picture
- * pane: whose segments lie under the pointer; tinted: whether they are painted
+ * pane: the pane whose segments a click selects; tinted: whether they are painted
  */
 
 /** @type {View[]} */
@@ -25,13 +25,13 @@ export class View {
     this.shown = null;
     this.painted = [];
     this.loading = false;
-    /** A wish that failed: it is not repeated until something else was wanted. */
+    /** A failed request. It is not repeated until something else was requested. */
     this.failed = "";
     this.layer = document.createElement("canvas");
     views.push(this);
   }
 
-  /** What the canvases should show now. */
+  /** The content that the canvases should show now. */
   wanted() {
     const { clip, panes } = state.server;
     if (!clip || state.tab !== this.tab) return null;
@@ -45,7 +45,7 @@ export class View {
     return wanted !== null && same(wanted, this.shown);
   }
 
-  /** Let all views try again what has failed: the connection is back. */
+  /** Let all views repeat failed requests, because the connection works again. */
   static retry() {
     for (const view of views) view.failed = "";
   }
@@ -58,7 +58,7 @@ export class View {
     if (!same(wanted, this.shown) && keyOf(wanted) !== this.failed) this.load();
   }
 
-  /** Load until the newest wish is shown: one frame at a time, so that an older answer never follows a newer one. */
+  /** Load until the newest request is shown, one frame at a time, so that an older answer never follows a newer one. */
   async load() {
     if (this.loading) return;
     this.loading = true;
@@ -67,7 +67,7 @@ export class View {
         this.install(await fetchAll(wanted));
       } catch (error) {
         const now = this.wanted();
-        // What was asked for may be gone for a good reason: another clip or newer masks. Then ask for those.
+        // The clip or the masks may have changed since the request. Then load the new ones.
         if (now && sameMasks(now, wanted)) {
           this.failed = keyOf(wanted);
           update({ error: error.message, playing: false });
@@ -87,7 +87,7 @@ export class View {
     this.failed = "";
     this.painted = [];
     this.paint();
-    // A player in wait for this frame may go on.
+    // A player may be waiting for this frame.
     return update({});
   }
 
@@ -97,7 +97,7 @@ export class View {
     const count = Math.min(state.playing ? AHEAD_PLAYING : AHEAD_STILL, wanted.clip.frames - 1);
     for (let step = 1; step <= count; step++) {
       const number = (state.frame + step) % wanted.clip.frames;
-      // A failure is told when the frame is shown.
+      // An error is reported when the frame is shown.
       Promise.all(requests({ ...wanted, frame: number })).catch(() => {});
     }
   }
@@ -117,7 +117,7 @@ export class View {
       canvas.style.setProperty("--aspect", String((clip.width * clip.aspect) / clip.height));
       const context = canvas.getContext("2d");
       context.drawImage(shown.bitmap, 0, 0, width, height);
-      // What is on the canvas, for tests.
+      // The content of the canvas, for tests.
       Object.assign(canvas.dataset, { frame: shown.frame, version: shown.versions[pane] ?? "" });
       if (!labels) return;
       Object.assign(this.layer, { width, height });
@@ -163,7 +163,7 @@ const keyOf = ({ clip, frame, versions }) => JSON.stringify([clip.id, frame, ver
 
 const clipId = (clip) => clip?.id ?? clip;
 
-/** Same clip and same masks; the frame may differ: while the slider moves, frames on the way are shown too. */
+/** Same clip and same masks. The frame can differ: while the slider moves, frames in between are shown too. */
 function sameMasks(one, other) {
   return clipId(one.clip) === clipId(other.clip)
     && JSON.stringify(one.versions) === JSON.stringify(other.versions);

@@ -186,5 +186,5 @@ print([name for name in sys.modules if name.startswith(names)])
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"no folder can be made in .*file/x .Not a directory.; give another --folder"):
+    with pytest.raises(OSError, match=r"cannot create a folder in .*file/x .Not a directory.; give another --folder"):
         ServerFolder(tmp_path / "file" / "x").__enter__()

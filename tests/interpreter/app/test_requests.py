@@ -167,7 +167,7 @@ def test_expected_error_names_no_folder_of_the_server(server, tab, clip, monkeyp
 @pytest.mark.parametrize("body", ['{"kind": "name", "segments": [1], "name": "\\ud83d"}', '{"\\ud83d": 1}'])
 def test_half_a_character_is_refused(prepared, body):
     path = f"/api/s/{prepared.token}/edit"
-    assert "no Unicode" in prepared.client.send("POST", path, body.encode()).error
+    assert "not Unicode" in prepared.client.send("POST", path, body.encode()).error
 
 
 def test_split_in_a_frame_of_no_clip_is_refused(prepared):
@@ -175,4 +175,4 @@ def test_split_in_a_frame_of_no_clip_is_refused(prepared):
     for frame in (-1, 10**30):
         answer = prepared.post("edit", kind="split", segments=ids[:1], frame=frame)
         assert answer.status == 422
-        assert answer.error == f"frame: {frame} is not among the frames of the clip"
+        assert answer.error == f"frame: {frame} is not a frame of the clip"

@@ -81,7 +81,7 @@ def test_clip_with_too_many_frames_is_refused(narrow, tmp_path, frames):
     tab = narrow.client.open_tab()
     answer = tab.upload(make_clip(tmp_path / "long.mp4", frames=frames))
     line = refused(narrow, tab, answer)
-    assert line.startswith(f"long.mp4: {frames} frames or more, but this server takes 10")
+    assert line.startswith(f"long.mp4: {frames} frames or more, but this server accepts 10")
     assert "--max-frames" in line
 
 
@@ -209,7 +209,7 @@ def test_frames_are_counted_only_up_to_the_limit(narrow, tmp_path, monkeypatch):
 
     monkeypatch.setattr(VideoFile, "_stream", count)
     path = make_clip(tmp_path / "raw.h264", frames=60)
-    assert "11 frames or more, but this server takes 10" in narrow.client.open_tab().upload(path).error
+    assert "11 frames or more, but this server accepts 10" in narrow.client.open_tab().upload(path).error
     assert len(decoded) == 11
 
 
