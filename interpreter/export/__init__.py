@@ -1,1 +1,1 @@
-"""``python -m interpreter.export``: the trained parts of a run as programs that run without this package."""
+"""``python -m interpreter.export`` writes the trained parts of a run as programs that do not need this package."""

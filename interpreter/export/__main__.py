@@ -36,11 +36,11 @@ LIST = "programs.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Write the parts of a trained run as programs that run without this package, such as in C++ or ONNX Runtime.
+    """Write the parts of a trained run as programs that do not need this package, for PyTorch, C++ or ONNX Runtime.
 
-    Of the method interpreter these are backbone, image_stage, video_stage and labels: frames go in, label maps come
-    out. OUT/programs.json lists every program with its inputs and outputs. Each file is loaded again and compared with
-    the run before anything is kept.
+    For the method interpreter, the programs are backbone, image_stage, video_stage and labels: frames go in, label maps
+    come out. OUT/programs.json lists the inputs and outputs of each program. Each file is loaded again and compared
+    with the run.
 
     Examples:
       python -m interpreter.export runs/demo --out programs
@@ -54,28 +54,28 @@ class ExportOptions:
     """Directory to write to."""
     format: tuple[Format, ...] = ("torch",)
     """torch: torch.export, for PyTorch in Python (NAME.pt2).
-    onnx: ONNX, for ONNX Runtime and others (NAME.onnx); a program that ONNX cannot express is left out, and named.
-    aoti: compiled by AOTInductor for this machine, for C++ without Python (NAME.aoti.pt2); needs a C++ compiler."""
+    onnx: ONNX, for ONNX Runtime and others (NAME.onnx). Programs that ONNX cannot express are left out and listed.
+    aoti: compiled by AOTInductor for this machine, for C++ without Python (NAME.aoti.pt2). Needs a C++ compiler."""
     stage: str | None = None
-    """Last stage to export, such as image. Default: the last one that was trained, without levels above 2."""
+    """Last stage to export, such as image. Default: the last trained stage, without levels above 2."""
     frame_size: tuple[int, int] | None = None
-    """Height and width of the frames that the programs take. Default: as in training."""
+    """Height and width of the input frames. Default: as in training."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the programs run; aoti compiles for it."""
+    """Device on which the programs run. aoti compiles for it."""
 
 
 def open_last_stage(options: ExportOptions) -> tuple[Method, str, Segmenter]:
     """The method of the run, and the key and a segmenter of its last stage that can be exported, in fp32.
 
     Raises:
-        ValueError: if there is no such stage, or files of the run are damaged.
-        OSError: if there is no run.
+        ValueError: if the stage does not exist, or files of the run are damaged.
+        OSError: if the run does not exist.
     """
     method, stored = choose_method(None, options.run)
     trained = [stage.name for stage in method.stages if newest_step(options.run / stage.name)]
     key = options.stage or (trained[-1] if trained else None)
     if key is None:
-        raise ValueError(f"{options.run} holds no trained stage of the method {method.name}; train it first")
+        raise ValueError(f"{options.run} has no trained stage of the method {method.name}; train it first")
     stage = method.stage(key)
     stored, config = _in_fp32(stored), stored.options(key, stage.config)
     for used in (*(needed_stages(method, stage, config, stored) if config else ()), key):
@@ -91,10 +91,10 @@ def _in_fp32(stored: RunConfig) -> RunConfig:
 
 
 def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
-    """Write all programs of a run; returns what programs.json holds, and a table of what was written.
+    """Write all programs of a run. Returns the contents of programs.json, and a table of the files.
 
     Raises:
-        ValueError: if the run cannot be exported, or a file that was written computes something else than the run.
+        ValueError: if the run cannot be exported, or a written program gives different results than the run.
         OSError: if the run does not exist, or OUT cannot be written.
     """
     formats = tuple(kind for kind in FORMATS if kind in options.format)
@@ -105,7 +105,7 @@ def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
         raise ValueError(f"--out {options.out} is a file; give a directory")
     method, key, segmenter = open_last_stage(options)
     height, width = segmenter.frame_size
-    segmenter.backbone.grid(segmenter.frame_size)  # a size that does not fit fails here
+    segmenter.backbone.grid(segmenter.frame_size)  # raises an error for an invalid size
     programs = segmenter.programs()
     entries = [describe(program) for program in programs]
     listed: dict[str, Any] = {
@@ -125,7 +125,7 @@ def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
     names = [f"{program.name}{SUFFIXES[kind]}" for program in programs for kind in formats]
     for name in sorted({*names, LIST} - {*former, LIST}):
         if (options.out / name).exists():
-            raise ValueError(f"{options.out / name} is not of an earlier export; give another --out, or move it away")
+            raise ValueError(f"{options.out / name} is not from an earlier export; give another --out, or move it away")
     make_output_folder(options.out)
     written, stale = list[str](), list[str]()
     with progress_bar("files") as progress, written_together(options.out, written, stale) as folder:
@@ -152,25 +152,25 @@ def export(options: ExportOptions) -> tuple[dict[str, Any], Table]:
 
 
 def write_checked(kind: Format, traced: ExportedProgram, program: Program, folder: Path) -> tuple[Path, float]:
-    """Write a program to a file in ``folder``; returns the file, and how far it is from the run.
+    """Write a program to a file in ``folder``. Returns the file, and its difference from the run.
 
     Raises:
         NoCounterpartError: if the format cannot express it.
-        ValueError: if the file computes something else than the run.
+        ValueError: if its results differ from those of the run.
         OSError: if it cannot be written.
     """
     file = folder / f"{program.name}{SUFFIXES[kind]}"
     difference = largest_difference(program, write(kind, traced, program, file))
     if difference > LARGEST_DIFFERENCE:
         raise ValueError(
-            f"{file.name} differs from the run by {difference:.1e} of the size of its results, so nothing was written; "
+            f"{file.name} differs from the run by {difference:.1e} (relative), so nothing was written; "
             f"leave --format {kind} out, or report it with the versions of your packages"
         )
     return file, difference
 
 
 def files_of_former_export(out: Path) -> list[str]:
-    """Names of the programs that an earlier export wrote to a directory; none if there was no export.
+    """Names of the programs of an earlier export in a directory; empty without one.
 
     Raises:
         ValueError: if its programs.json is not of this command.
@@ -181,12 +181,12 @@ def files_of_former_export(out: Path) -> list[str]:
         programs = json.loads(read_text(out / LIST))["programs"]
         names = [str(name) for program in programs for name in program["files"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{out / LIST} is not of an export; give another --out, or move it away") from error
+        raise ValueError(f"{out / LIST} is not from an export; give another --out, or move it away") from error
     return [name for name in names if Path(name).name == name and name.endswith(tuple(SUFFIXES.values()))]
 
 
 def describe(program: Program) -> dict[str, Any]:
-    """A program as programs.json lists it; its files are added as they are written."""
+    """The entry of a program in programs.json. Its files are added when they are written."""
 
     def type_of(each: Input) -> str:
         return str(each.example.dtype).removeprefix("torch.")
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _, table = export(options)
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    console.print(f"{options.out} holds these files; {LIST} there lists inputs and outputs", markup=False)
+    console.print(f"{options.out} contains these files; {LIST} lists inputs and outputs", markup=False)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The formats that a traced program is written in, and how each is loaded again to check it."""
+"""The formats of exported programs, and how each is loaded again to check it."""
 
 import logging
 import warnings
@@ -23,14 +23,14 @@ SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx", "aoti": ".aoti.
 
 
 class NoCounterpartError(Exception):
-    """A format has no counterpart of an operation; the message is one line."""
+    """A format cannot express an operation. The message is one line."""
 
 
 def require_packages(formats: tuple[Format, ...]) -> None:
     """Refuse formats whose packages are not installed.
 
     Raises:
-        ValueError: says how to install them.
+        ValueError: if one is missing. The message says how to install it.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if not formats:
@@ -42,15 +42,15 @@ def require_packages(formats: tuple[Format, ...]) -> None:
 
 
 def write(kind: Format, traced: ExportedProgram, program: Program, path: Path) -> Run:
-    """Write a traced program, and load it again; returns what calls the loaded one.
+    """Write a traced program, and load it again. Returns a function that calls the loaded program.
 
     Raises:
-        NoCounterpartError: if the format cannot express it; nothing is written then.
+        NoCounterpartError: if the format cannot express it. Nothing is written then.
         ValueError: if it cannot be compiled.
         OSError: if the file cannot be written.
     """
     if kind == "torch":
-        buffer = BytesIO()  # PyTorch's own writer ends the process where the disk is full
+        buffer = BytesIO()  # PyTorch's own writer ends the process if the disk is full
         torch.export.save(traced, buffer)
         path.write_bytes(buffer.getbuffer())
         return _as_list(torch.export.load(path).module())
@@ -81,7 +81,7 @@ def _write_onnx(traced: ExportedProgram, program: Program, path: Path) -> Run:
 
 
 def _write_aoti(traced: ExportedProgram, program: Program, path: Path) -> Run:
-    # What a caller reads with get_metadata(): the shape of each input, such as "4 T N 192".
+    # Users can read it with get_metadata(): the shape of each input, such as "4 T N 192".
     shapes = {name: " ".join(map(str, program.shape(name))) for name in program.inputs}
     with _quiet():
         buffer = BytesIO()
@@ -107,7 +107,7 @@ def _as_list(module: object) -> Run:
 
 
 def _first_cause(error: BaseException) -> str:
-    """The first line of the error that the others were raised from."""
+    """The first line of the original error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
@@ -115,7 +115,7 @@ def _first_cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes that exporters print for their own developers."""
+    """A block without the notes that exporters print for their developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

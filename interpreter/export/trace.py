@@ -1,4 +1,4 @@
-"""Traces a program with ``torch.export``, and compares what was written with the module that it was made of."""
+"""Traces a program with ``torch.export``, and compares the written program with its module."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,16 +10,16 @@ from torch.export import Dim, ExportedProgram
 
 from interpreter.methods.programs import FRAMES, Program
 
-MOST = 1024  # size of open dimensions other than frames: below it, a Sinkhorn divergence fits into memory
-# Of a program from the run, by the norms of a result: rounding, which slot attention amplifies, is far below, an error
-# above. Of whole numbers and truth values it is the share that differs.
+MOST = 1024  # largest size of open dimensions other than frames, for which a Sinkhorn divergence fits in memory
+# Largest difference of a program from the run, relative to the norm of a result. Rounding, which slot attention
+# amplifies, is far below this value; errors are above. For integers and booleans: the share of values that differ.
 LARGEST_DIFFERENCE = 1e-2
 
-Run = Callable[..., Sequence[Tensor]]  # calls what was written
+Run = Callable[..., Sequence[Tensor]]  # calls the written program
 
 
 def trace(program: Program) -> ExportedProgram:
-    """The program as PyTorch's own operations; open dimensions may have any size from 1."""
+    """The program in PyTorch's own operations. Open dimensions can have any size from 1."""
     dims = {name: Dim(name, min=1, max=None if name == FRAMES else MOST) for name in program.open}
     shapes = tuple(
         {place: dims[name] for place, name in enumerate(each.dims.split()) if name in dims}
@@ -36,7 +36,7 @@ def examples(program: Program) -> tuple[Tensor, ...]:
 
 
 def other_inputs(program: Program) -> tuple[Tensor, ...]:
-    """Inputs whose open dimensions have other sizes than in the example: one less."""
+    """Inputs whose open dimensions are smaller by one than in the example."""
     found = []
     for each in program.inputs.values():
         tensor = each.example
@@ -48,7 +48,7 @@ def other_inputs(program: Program) -> tuple[Tensor, ...]:
 
 
 def largest_difference(program: Program, run: Run) -> float:
-    """How far ``run`` is from the program's module, on inputs of other sizes than those that were traced."""
+    """The difference of ``run`` from the program's module, on inputs of different sizes than the traced ones."""
     inputs = other_inputs(program)
     with torch.no_grad():
         expected: Any = program.module(*inputs)

@@ -1,1 +1,1 @@
-"""Runs on the Hugging Face hub: sharing them, and using those of others by their name."""
+"""Share runs on the Hugging Face hub, and use the runs of others by their name."""

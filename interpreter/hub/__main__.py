@@ -1,4 +1,4 @@
-"""Share runs on the Hugging Face hub, and fetch those of others: ``python -m interpreter.hub --help``."""
+"""Share runs on the Hugging Face hub, and download the runs of others: ``python -m interpreter.hub --help``."""
 
 import shutil
 import sys
@@ -30,10 +30,10 @@ PULL_EXAMPLES = """Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class Push:
-    """Upload a trained run to a repository of the Hugging Face hub, which is made if it does not exist.
+    """Upload a trained run to a repository of the Hugging Face hub. A new repository is created if necessary.
 
     Sends the weights of each finished stage, a configuration without the paths of this computer, a model card, and a
-    backbone that came from a local folder or file. Log in first: hf auth login. A second push sends what changed.
+    backbone from a local folder or file. Log in first: hf auth login. A second push sends only what changed.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -41,26 +41,26 @@ class Push:
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OWNER/NAME")]
     """Repository, OWNER/NAME."""
     license: str | None = None
-    """Licence of the weights, by the hub's identifier, such as apache-2.0 or cc-by-nc-4.0. Needed for a new repository;
-    for an existing one the default is that of its model card. A dry run asks the hub for nothing, so it needs one."""
+    """Licence of the weights as an identifier of the hub, such as apache-2.0 or cc-by-nc-4.0. Required for a new
+    repository and for --dry-run. Default for an existing repository: the licence on its model card."""
     private: bool = False
-    """Make a new repository private."""
+    """Create a new repository as private."""
     revision: str = "main"
-    """Branch to push to; it is made if it does not exist."""
+    """Branch to push to. A new branch is created if necessary."""
     message: str | None = None
     """Message of the commit. Default: the method and the steps of each stage."""
     allow_unfinished: bool = False
-    """Send stages that have not reached their last step, too."""
+    """Also send stages that have not reached their last step."""
     dry_run: bool = False
-    """Send nothing: write what would be sent into a folder, which can be used as a run, and print its files."""
+    """Send nothing. Write the files to a folder instead, which can be used as a run, and print their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Download a run of the Hugging Face hub into the cache of its client, such as before going offline.
+    """Download a run of the Hugging Face hub into the cache of its client, to use it offline later.
 
-    Prints its name with the commit, which always means the same files, and its folder. Commands that take
-    --run hub:OWNER/NAME do the same by themselves.
+    Prints the folder, and the name with the commit, which always means the same files. Commands with
+    --run hub:OWNER/NAME download the run themselves.
     """
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OWNER/NAME")]
@@ -72,7 +72,7 @@ def push(options: Push) -> int:
     if options.dry_run:
         name = repository_name(options.run, options.name, options.revision)
         license = checked_license(options.license)
-        open_client()  # writes the header of the card
+        open_client()  # needed for the header of the card
         folder = Path(tempfile.mkdtemp(prefix="interpreter-hub-"))
         try:
             packed = pack(options.run, folder, options.allow_unfinished)
@@ -81,7 +81,7 @@ def push(options: Push) -> int:
             shutil.rmtree(folder)
             raise
         _print_packed(packed)
-        print(f"nothing was sent; what would be sent is in {packed.folder}")
+        print(f"nothing was sent; the files that would be sent are in {packed.folder}")
         return 0
     pushed = push_run(
         options.run,
@@ -105,7 +105,7 @@ def _print_packed(packed: Packed) -> None:
 
 
 def pull(options: Pull) -> int:
-    """Fetch a run; returns the exit status."""
+    """Download a run; returns the exit status."""
     folder = fetch(parse_name(options.name))
     print(f"{pinned_name(folder)}\n{folder}")
     return 0
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command,  # type: ignore[arg-type]
         sys.argv[1:] if arguments is None else arguments,
         prog=PROG,
-        description="Share runs on the Hugging Face hub, and fetch those of others.",
+        description="Share runs on the Hugging Face hub, and download the runs of others.",
     )
     return push(options) if isinstance(options, Push) else pull(options)
 

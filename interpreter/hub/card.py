@@ -19,7 +19,7 @@ LICENSES = {
     "facebook/dino-": "Apache-2.0",
     "facebook/dinov3-": "the DINOv3 License of Meta",
 }
-"""Of known backbones, by the beginning of their names."""
+"""Licences of known backbones, by the beginning of their names."""
 SHOWN = 4  # metrics of a protocol
 TAGS = ["object-centric-learning", "video-segmentation", "unsupervised", "interpreter-slots"]
 
@@ -29,8 +29,8 @@ def write_card(packed: Packed, name: HubName, license: str) -> None:
 
     Args:
         packed: the run.
-        name: of its repository.
-        license: of the weights, by the hub's identifier, such as "apache-2.0".
+        name: name of its repository.
+        license: licence of the weights as an identifier of the hub, such as "apache-2.0".
     """
     from huggingface_hub import ModelCardData
 
@@ -52,7 +52,7 @@ def _is_hub_id(backbone: str) -> bool:
 
 
 def _used(packed: Packed) -> list[BackboneConfig]:
-    """The backbones of the stages, each once."""
+    """The backbones of the stages, without duplicates."""
     every = [backbone for options in packed.options.values() for backbone in backbones(options)]
     return list(dict.fromkeys(every))
 
@@ -77,10 +77,10 @@ def _how_to_use(name: HubName) -> Iterator[str]:
     yield "```python"
     yield "import interpreter\n"
     yield f'result = interpreter.segment_video("clip.mp4", run="{address}")'
-    yield "maps = list(result.labels())  # the segment of each pixel, uint8 [H, W] a frame"
+    yield "maps = list(result.labels())  # the segment of each pixel, uint8 [H, W] per frame"
     yield "```"
     yield ""
-    yield "The repository holds no code, and nothing in it is unpickled: weights are safetensors."
+    yield "The repository contains no code and no pickles: weights are safetensors."
 
 
 def _training(packed: Packed) -> Iterator[str]:
@@ -105,12 +105,12 @@ def _training(packed: Packed) -> Iterator[str]:
 
 
 def _called(backbone: str) -> str:
-    """What a reader calls a backbone: one of a run has no name of its own."""
+    """The name of a backbone for readers. A backbone that belongs to a run has no name."""
     return "a vision transformer of the author" if backbone.startswith("run:") else f"`{backbone.removeprefix(PREFIX)}`"
 
 
 def _data(data: DataConfig) -> str:
-    """A data set in words, without its place."""
+    """A description of a data set, without its path."""
     height, width = data.frame_size
     parts = [data.data + (f" {data.year}" if data.data == "davis" else "")]
     if data.data == "synthetic":
@@ -158,11 +158,11 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 
 def _read_scores(packed: Packed) -> tuple[list[dict[str, Any]], int]:
-    """The evaluations in the run's directory of the weights that are packed, and the number of all others."""
+    """The evaluations of the packed weights in the run's directory, and the number of all other evaluations."""
     found, others = [], 0
     for path in sorted((packed.run / "evaluation").glob("*/scores.json")):
         report: Any = None
-        with suppress(ValueError, RecursionError):  # damaged: counted with those of other weights
+        with suppress(ValueError, RecursionError):  # damaged: counted as one of other weights
             report = json.loads(read_text(path))
         weights = report.get("weights") if isinstance(report, dict) else None
         if isinstance(weights, dict) and weights and all(packed.weights.get(k) == v for k, v in weights.items()):

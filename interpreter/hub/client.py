@@ -1,4 +1,4 @@
-"""The Hugging Face hub's own client: loaded when it is needed, and its errors in one line each."""
+"""The client of the Hugging Face hub, imported when it is needed, with errors in one line."""
 
 import json
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ LOG_IN = "log in with: hf auth login (or set HF_TOKEN)"
 
 
 class UnreachableError(OSError):
-    """The hub does not answer, or may not be asked (HF_HUB_OFFLINE)."""
+    """The hub does not answer, or requests are forbidden (HF_HUB_OFFLINE)."""
 
 
 def open_client() -> "HfApi":
     """The client of the hub at ``HF_ENDPOINT``, by default huggingface.co.
 
     Raises:
-        ValueError: if its package is missing or too old; names the extra.
+        ValueError: if its package is missing or too old. The message names the extra.
     """
     try:
         from huggingface_hub import HfApi
@@ -45,11 +45,11 @@ def cache_folder() -> Path:
 
 @contextmanager
 def explained(name: HubName) -> Iterator[None]:
-    """A block of requests about a repository, whose errors become one line that says what to do.
+    """A block of requests about a repository. Its errors become one line that says what to do.
 
     Raises:
         UnreachableError: if the hub does not answer.
-        OSError, ValueError: if it refuses, or answers nonsense.
+        OSError, ValueError: if it refuses, or its answer is invalid.
     """
     import httpx2
     from huggingface_hub import constants, errors
@@ -78,24 +78,24 @@ def explained(name: HubName) -> Iterator[None]:
         ) from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{where}: {constants.ENDPOINT} gave an answer that is not one of the hub ({_one_line(error)}); check "
+            f"{where}: {constants.ENDPOINT} gave an invalid answer ({_one_line(error)}); check "
             "HF_ENDPOINT and the proxy, or try again later"
         ) from error
-    except ValueError as error:  # such as a model card that the hub does not accept
+    except ValueError as error:  # for example a model card that the hub does not accept
         raise ValueError(f"{where}: {_one_line(error)}") from error
-    except RuntimeError as error:  # an upload that failed; the client names the reason in the cause
+    except RuntimeError as error:  # a failed upload: the client gives the reason in the cause
         reason = f" ({_one_line(error.__cause__)})" if error.__cause__ else ""
         raise OSError(f"{where}: {_one_line(error)}{reason} Rerun the same command to try again") from error
 
 
 def _refused(error: Exception, where: str) -> OSError:
-    """A refusal of the server as an error in one line."""
+    """The refusal of a server, as an error in one line."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", 0)
     if status in (401, 403):
         return OSError(f"{where}: the hub refuses access (status {status}); {LOG_IN} with a token that allows it")
     if status == 429:
-        return UnreachableError(f"{where}: the hub takes no more requests for now (status 429)")
+        return UnreachableError(f"{where}: the hub accepts no more requests at the moment (status 429)")
     if status >= 500:
         return UnreachableError(f"{where}: the server of the hub fails (status {status})")
     said = getattr(error, "server_message", None)

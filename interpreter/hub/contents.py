@@ -1,4 +1,4 @@
-"""What a run on the Hugging Face hub may say: options without paths, and a backbone that others can load."""
+"""Contents of a run on the Hugging Face hub: options without paths, and a backbone that others can load."""
 
 import dataclasses
 import typing
@@ -14,18 +14,18 @@ from interpreter.methods import find_method
 
 T = TypeVar("T")
 
-BUNDLED = "efficientnet-lite0"  # comes with the installation
+BUNDLED = "efficientnet-lite0"  # is part of the installation
 MODEL_FILES = ("config.json", "model.safetensors")  # of a backbone in Hugging Face's format
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # such a backbone may have one of these
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")  # it can also have one of these
 BACKBONE_FILES = tuple(f"{BACKBONE_FOLDER}/{name}" for name in (*MODEL_FILES, *PREPROCESSORS, BACKBONE_WEIGHTS))
-"""All files that backbones that travel with runs may have."""
+"""All possible files of a backbone that is uploaded with a run."""
 
 
 def stage_options(stored: RunConfig) -> dict[str, Any]:
     """The options of every stage of a run as its dataclass, by key.
 
     Raises:
-        ValueError: if there is no such method or stage, or the options are not those of this version.
+        ValueError: if the method or stage does not exist, or the options are not those of this version.
     """
     method = find_method(stored.method)
     return {key: stored.options(key, method.stage(key).config) for key in stored.stages}
@@ -34,11 +34,11 @@ def stage_options(stored: RunConfig) -> dict[str, Any]:
 def without_paths(config: T, change: Callable[[BackboneConfig], BackboneConfig] = lambda backbone: backbone) -> T:
     """The options with every path removed: None, or the current directory where an option needs a path.
 
-    It goes by the types of values, so that no option of a new method is missed.
+    Paths are recognised by the types of values, so that no option of a new method is missed.
 
     Args:
         config: options of a stage.
-        change: applied to the backbone, whose name may be a path too.
+        change: function for the backbone, whose name can also be a path.
     """
     hints = typing.get_type_hints(type(config))
     changed: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def backbone_names(stored: RunConfig) -> list[str]:
 
 
 def backbones_inside(stored: RunConfig) -> list[str]:
-    """The folder or file, relative to the run, of each backbone that travels with it."""
+    """The folder or file, relative to the run, of each backbone that is uploaded with it."""
     return [n.removeprefix(WITHIN_RUN) for n in backbone_names(stored) if n.startswith(WITHIN_RUN)]
 
 
@@ -79,10 +79,10 @@ def backbones(config: Any) -> Iterator[BackboneConfig]:
 
 
 def require_publishable(stored: RunConfig) -> None:
-    """Refuse a configuration that names places outside its run.
+    """Refuse a configuration that names paths outside its run.
 
     Raises:
-        ValueError: if it does; names the stage or the backbone.
+        ValueError: if it does. The message names the stage or the backbone.
     """
     inside = {f"{WITHIN_RUN}{BACKBONE_FOLDER}", f"{WITHIN_RUN}{BACKBONE_FOLDER}/{BACKBONE_WEIGHTS}"}
     for key, options in stage_options(stored).items():
@@ -94,13 +94,13 @@ def require_publishable(stored: RunConfig) -> None:
     for name in backbone_names(stored):
         if name != BUNDLED and name not in inside and not is_named(name):
             raise ValueError(
-                f"{stored.path} is not from interpreter.hub push: its backbone {name!r} is no name on the hub, "
+                f"{stored.path} is not from interpreter.hub push: its backbone {name!r} is not a name on the hub, "
                 f"{PREFIX}OWNER/NAME; ask the owner to push the run with that command"
             )
 
 
 def is_named(backbone: object) -> bool:
-    """Whether a backbone is one of the hub by its name alone, so that no file of a computer is taken for it.
+    """Whether the name of a backbone can only mean the hub, and never a file of the computer.
 
     >>> is_named("hub:facebook/dinov2-small@main"), is_named("facebook/dinov2-small"), is_named("hub:../x")
     (True, False, False)

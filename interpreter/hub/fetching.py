@@ -1,8 +1,8 @@
-"""Fetches runs from the Hugging Face hub into the cache of its client, and opens them there.
+"""Downloads runs from the Hugging Face hub into the cache of its client, and opens them there.
 
-A repository is a run directory. Only the files of a run are downloaded, by exact names; whatever else the repository
-holds is neither fetched nor read. The SHA-256 (Git's SHA-1 for small files) of each file is compared with the one that
-the hub lists before the file enters the cache.
+A repository is a run directory. Only the files of a run are downloaded, by exact names. Other files of the repository
+are ignored. The SHA-256 (Git's SHA-1 for small files) of each file is compared with the one that the hub lists, before
+the file enters the cache.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ class RemoteFile:
     Attributes:
         path: in the repository.
         size: in bytes.
-        digest: SHA-256 of a large file, Git's SHA-1 of another one.
+        digest: SHA-256 of a large file, Git's SHA-1 of a small one.
     """
 
     path: str
@@ -61,13 +61,13 @@ class RemoteFile:
 
 
 def local_run(run: str | Path) -> Path:
-    """The directory of a run; one of the hub is fetched first, and its commit printed.
+    """The directory of a run. A run of the hub is downloaded first, and its commit is printed.
 
     Args:
-        run: directory, or ``hub:OWNER/NAME`` with ``@REVISION`` (branch, tag or commit) or without.
+        run: directory, or ``hub:OWNER/NAME``, optionally with ``@REVISION`` (branch, tag or commit).
 
     Raises:
-        ValueError: if the name is none, the repository is not a run, or a file is not what the hub lists.
+        ValueError: if the name is invalid, the repository is not a run, or a file is not the one that the hub lists.
         OSError: if the repository does not exist, or cannot be reached and is not in the cache.
     """
     if not is_hub_name(run):
@@ -78,7 +78,7 @@ def local_run(run: str | Path) -> Path:
 
 
 def fetch(name: HubName) -> Path:
-    """The directory of a run of the hub in the cache; what is missing is downloaded. A commit that is complete in the
+    """The directory of a run of the hub in the cache. Missing files are downloaded. A commit that is complete in the
     cache is used without a request.
 
     Raises:
@@ -103,27 +103,27 @@ def fetch(name: HubName) -> Path:
             except UnreachableError as error:
                 raise UnreachableError(f"{error}. Rerun the same command to continue the download") from error
     if not name.is_pinned:
-        with suppress(OSError):  # a cache that may only be read
+        with suppress(OSError):  # a read-only cache
             write_text(repository_folder(cache, name) / "refs" / name.revision, commit)
     return folder
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a folder of the cache holds all files of a run.
+    """Whether a folder of the cache contains all files of a run.
 
     Raises:
-        ValueError: if it holds something that no run may hold.
+        ValueError: if it contains something that a run must not contain.
     """
     if not (folder / CONFIG).exists():
         return False
     stored = read_run(folder)
-    newest = [checkpoints(folder / key)[-1:] for key in stored.stages]  # the links, whose files may be gone
+    newest = [checkpoints(folder / key)[-1:] for key in stored.stages]  # links, whose files may have been deleted
     inside = [folder / path for backbone in backbones_inside(stored) for path in backbone_paths(backbone)]
     return all(paths and paths[0].exists() for paths in newest) and all(path.exists() for path in inside)
 
 
 def read_run(folder: Path) -> RunConfig:
-    """The configuration of a run of the hub, checked: it was written by others.
+    """The configuration of a run of the hub. It is checked, because other people wrote it.
 
     Raises:
         ValueError: if it is damaged, or names a file outside the run.
@@ -141,7 +141,7 @@ def read_listing(info: "ModelInfo") -> tuple[str, dict[str, RemoteFile]]:
     """Commit and files of a repository.
 
     Raises:
-        TypeError: if the answer is not one of the hub.
+        TypeError: if the answer is invalid.
     """
     files = {}
     for sibling in info.siblings or ():
@@ -158,10 +158,10 @@ def read_listing(info: "ModelInfo") -> tuple[str, dict[str, RemoteFile]]:
 
 
 def _last_known(name: HubName, cache: Path, error: UnreachableError) -> Path:
-    """The run as it was when its branch was last asked for.
+    """The run at the last known commit of its branch.
 
     Raises:
-        UnreachableError: if the cache does not hold it.
+        UnreachableError: if it is not in the cache.
     """
     ref, commit = repository_folder(cache, name) / "refs" / name.revision, name.revision
     if not name.is_pinned:
@@ -169,16 +169,16 @@ def _last_known(name: HubName, cache: Path, error: UnreachableError) -> Path:
     folder = snapshot_folder(cache, name, commit)
     if not is_commit(commit) or not is_complete(folder):
         raise UnreachableError(
-            f"{error}, and {name} is not in the cache {cache}. Check the network, or try again later; once it is "
-            f"fetched (python -m interpreter.hub pull {name}), it works offline"
+            f"{error}, and {name} is not in the cache {cache}. Check the network, or try again later. To "
+            f"use it offline, download it first: python -m interpreter.hub pull {name}"
         ) from error
-    console.print(f"{error}. Using {name.revision} as it was last fetched", style="yellow", markup=False,
+    console.print(f"{error}. Using {name.revision} as it was last downloaded", style="yellow", markup=False,
                   highlight=False, soft_wrap=True)  # fmt: skip
     return folder
 
 
 def _download_run(name: HubName, files: dict[str, RemoteFile], folder: Path) -> None:
-    """Download what is missing of a run; its configuration first, which names the other files."""
+    """Download the missing files of a run. The configuration comes first, because it names the other files."""
     config = files.get(CONFIG)
     if config is None:
         raise ValueError(f"{name} is not a run: the repository has no {CONFIG}")
@@ -193,7 +193,7 @@ def _download_run(name: HubName, files: dict[str, RemoteFile], folder: Path) -> 
 
 
 def _files_of(stored: RunConfig, name: HubName, files: dict[str, RemoteFile]) -> list[RemoteFile]:
-    """The newest checkpoint of each stage, and the backbone if it travels with the run.
+    """The newest checkpoint of each stage, and the backbone if it is in the repository.
 
     Raises:
         ValueError: if one is missing.
@@ -202,23 +202,23 @@ def _files_of(stored: RunConfig, name: HubName, files: dict[str, RemoteFile]) ->
     for key in stored.stages:
         found = [path for path in files if (match := CHECKPOINT.fullmatch(path)) and match["key"] == key]
         if not found:
-            raise ValueError(f"{name} is not a whole run: it has no checkpoint of its {key} stage")
+            raise ValueError(f"{name} is not a complete run: it has no checkpoint of its {key} stage")
         wanted.append(files[max(found)])
     for backbone in backbones_inside(stored):
         if missing := [path for path in backbone_paths(backbone) if path not in files]:
-            raise ValueError(f"{name} is not a whole run: it has no {missing[0]}, a file of its backbone")
+            raise ValueError(f"{name} is not a complete run: it has no {missing[0]}, a file of its backbone")
         wanted += [files[path] for path in files if path.startswith(backbone) and path in BACKBONE_FILES]
     return wanted
 
 
 def download(name: HubName, file: RemoteFile, folder: Path) -> None:
-    """Fetch a file if it is missing, continue an earlier download, compare its digest, and link it into the folder.
+    """Download a file if it is missing, resume an earlier download, compare its digest, and link it into the folder.
 
-    The layout is that of the client's cache, ``blobs/DIGEST`` and links to it, so that its tools list and delete runs
-    too. The client's own downloads compare sizes alone, and start a file anew that was cut off.
+    The layout is that of the client's cache, ``blobs/DIGEST`` and links to it, so that its tools also list and delete
+    runs. The client's own downloads compare only sizes, and restart an incomplete file from the beginning.
 
     Raises:
-        ValueError: if the digest is another one; the file is then removed.
+        ValueError: if the digest differs. The file is then removed.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -240,7 +240,7 @@ def download(name: HubName, file: RemoteFile, folder: Path) -> None:
                 http_get(url, out, resume_size=out.seek(0, os.SEEK_END), headers=build_hf_headers(), **options)
             except OSError as error:
                 if (sent := out.tell()) == file.size or getattr(error, "response", None) is not None or error.errno:
-                    raise  # a refusal, or an error of this computer, such as a full disk
+                    raise  # a refusal, or an error of this computer, for example a full disk
                 raise OSError(
                     f"{name}: the hub sent {sent} bytes of {file.path}, which has {file.size}; rerun the same command"
                 ) from error
@@ -257,7 +257,7 @@ def download(name: HubName, file: RemoteFile, folder: Path) -> None:
 
 
 def digest(file: Path, is_large: bool) -> str:
-    """What the hub lists of a file: SHA-256 of a large one, else the SHA-1 of Git."""
+    """The digest of a file on the hub: SHA-256 of a large file, otherwise the SHA-1 of Git."""
     hashed = hashlib.sha256() if is_large else hashlib.sha1(b"blob %d\0" % file.stat().st_size)
     with file.open("rb") as content:
         for chunk in iter(lambda: content.read(1 << 20), b""):
@@ -266,5 +266,5 @@ def digest(file: Path, is_large: bool) -> str:
 
 
 def run_files(paths: Iterable[str]) -> set[str]:
-    """Those paths of a repository that are files of a run; a push replaces or deletes these, and no others."""
+    """The paths of a repository that are files of a run. A push replaces or deletes only these."""
     return {p for p in paths if p in (CONFIG, "README.md") or CHECKPOINT.fullmatch(p) or p in BACKBONE_FILES}

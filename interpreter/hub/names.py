@@ -24,7 +24,7 @@ class HubName:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit, whose files never change."""
+        """Whether the revision is a commit. The files of a commit never change."""
         return is_commit(self.revision)
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ def parse_name(text: str | Path) -> HubName:
     'hub:owner/name@main'
 
     Raises:
-        ValueError: if it is no such name.
+        ValueError: if it is not such a name.
     """
     repository, at, revision = str(text).removeprefix(PREFIX).partition("@")
     wrong = ".." in str(text) or "--" in repository or not _REPOSITORY.fullmatch(repository)
@@ -66,19 +66,19 @@ def parse_name(text: str | Path) -> HubName:
 
 
 def snapshot_folder(cache: Path, name: HubName, commit: str) -> Path:
-    """Where the cache of the hub's client keeps the files of a commit."""
+    """The folder of a commit in the cache of the hub's client."""
     return repository_folder(cache, name) / "snapshots" / commit
 
 
 def repository_folder(cache: Path, name: HubName) -> Path:
-    """Where the cache of the hub's client keeps all that it has of a repository."""
+    """The folder of a repository in the cache of the hub's client."""
     return cache / f"models--{name.repository.replace('/', '--')}"
 
 
 def pinned_name(run: Path) -> HubName | None:
-    """The name of a run that lies in the cache of the hub's client; None for any other directory.
+    """The name of a run in the cache of the hub's client; None for any other directory.
 
-    Such a directory is read only: nothing may be written into it.
+    A directory in the cache is read only: never write to it.
 
     >>> print(pinned_name(Path("cache/models--owner--name/snapshots") / ("0" * 40)))
     hub:owner/name@0000000000000000000000000000000000000000
@@ -93,17 +93,17 @@ def pinned_name(run: Path) -> HubName | None:
 
 
 def run_name(run: Path) -> str:
-    """What records call a run: its directory, or its name on the hub with the commit."""
+    """The name of a run in records: its directory, or its name on the hub with the commit."""
     return str(pinned_name(run) or run)
 
 
 def title_name(run: Path) -> str:
-    """What tables call a run: the last part of its directory, or its name on the hub with the commit."""
+    """The name of a run in tables: the last part of its directory, or its name on the hub with the commit."""
     return str(pinned_name(run) or run.resolve().name)
 
 
 def folder_to_write(run: Path) -> Path:
-    """Where commands write what they make of a run: its directory; for one of the hub evaluation/OWNER-NAME.
+    """The folder for results of a run: its directory, or evaluation/OWNER-NAME for a run of the hub.
 
     >>> folder_to_write(Path("runs/demo")).as_posix()
     'runs/demo'

@@ -38,18 +38,18 @@ from interpreter.versions import own_version
 
 @dataclass(frozen=True)
 class Packed:
-    """A run in a folder of its own, as it is sent.
+    """A run in a separate folder, as it is sent.
 
     Attributes:
         folder: a run directory.
-        run: where it was packed from.
+        run: the directory that it was packed from.
         method: its method.
-        options: of each stage, as published.
+        options: options of each stage, as published.
         weights: hash of the weights of each stage.
-        steps: that each stage was trained for.
+        steps: number of training steps of each stage.
         starts: the run on the hub that a stage started from (``--init``), by key.
-        commit: of the code that packed it.
-        notes: what was left out, and what is not known, one line each.
+        commit: commit of the code that packed it.
+        notes: lines about parts that were left out or are unknown.
     """
 
     folder: Path
@@ -70,7 +70,7 @@ class Packed:
 
 
 def pack(run: Path, folder: Path, allow_unfinished: bool = False) -> Packed:
-    """Write what is published of a run into an empty folder, which is then a run itself.
+    """Write the published files of a run into an empty folder, which is then also a run.
 
     Args:
         run: run directory.
@@ -78,8 +78,8 @@ def pack(run: Path, folder: Path, allow_unfinished: bool = False) -> Packed:
         allow_unfinished: whether to include stages that did not reach their last step.
 
     Raises:
-        FileNotFoundError: if there is no run, or no trained stage in it.
-        ValueError: if its files are damaged, or a stage is built on one that is left out.
+        FileNotFoundError: if the run does not exist, or has no trained stage.
+        ValueError: if its files are damaged, or a stage needs one that is left out.
     """
     require_run(run)
     stored = read_config(run)
@@ -89,20 +89,20 @@ def pack(run: Path, folder: Path, allow_unfinished: bool = False) -> Packed:
     notes += [f"left out: the {key} stage of {run} has no checkpoint yet" for key in stored.stages.keys() - states]
     for key in list(states):
         if (text := unfinished(run, key, stored)) and not allow_unfinished:
-            notes.append(f"left out: {text}; --allow-unfinished sends it as it is")
+            notes.append(f"left out: {text}; add --allow-unfinished to send it as it is")
             del states[key]
     if not states:
         raise FileNotFoundError(
-            f"{run} holds no stage that is trained to its last step{f' ({notes[0]})' if notes else ''}; train one first"
+            f"{run} has no stage that is trained to its last step{f' ({notes[0]})' if notes else ''}; train one first"
         )
     every = stage_options(stored)
     for key in states:
         if missing := [k for k in needed_stages(method, method.stage(key), every[key], stored) if k not in states]:
             raise ValueError(
-                f"the {key} stage of {run} is built on its {missing[0]} stage, which is not trained to its last step; "
+                f"the {key} stage of {run} needs its {missing[0]} stage, which is not trained to its last step; "
                 "finish that training, or add --allow-unfinished"
             )
-    backbones: dict[str, str] = {}  # published names by those in the run
+    backbones: dict[str, str] = {}  # published names, by the names in the run
 
     def published(backbone: BackboneConfig) -> BackboneConfig:
         if backbone.backbone not in backbones:
@@ -111,14 +111,14 @@ def pack(run: Path, folder: Path, allow_unfinished: bool = False) -> Packed:
 
     options = {key: without_paths(every[key], published) for key in states}
     if len([name for name in backbones.values() if name.startswith(WITHIN_RUN)]) > 1:
-        raise ValueError(f"{run} uses several backbones of this computer, and only one can travel with a run")
+        raise ValueError(f"{run} uses several backbones of this computer, but only one can be uploaded with a run")
     hashes = {key: weights_hash(state) for key, state in states.items()}
     for key in states:
         for needed in method.stage(key).needs(every[key])[:1]:
             if stored.trained_on.get(key) != hashes[needed]:
                 raise ValueError(
-                    f"the {key} stage of {run} was trained on another {needed} stage than the one there now; train it "
-                    f"anew, or delete {run / key} to share the run without it"
+                    f"the {key} stage of {run} was trained on a different {needed} stage than the present one; "
+                    f"train it again, or delete {run / key} to share the run without it"
                 )
     for key, state in states.items():
         save_weights(folder / key, state.step, state.weights)
@@ -137,11 +137,11 @@ def pack(run: Path, folder: Path, allow_unfinished: bool = False) -> Packed:
 
 
 def _pack_backbone(name: str, run: Path, folder: Path, notes: list[str]) -> str:
-    """Copy a backbone of this computer into the folder; returns the name by which others load it.
+    """Copy a backbone of this computer to the folder. Returns the name by which others load it.
 
     Raises:
-        FileNotFoundError: if it is gone.
-        ValueError: if it is damaged or of a kind that cannot travel.
+        FileNotFoundError: if it no longer exists.
+        ValueError: if it is damaged, or of a kind that cannot be uploaded.
     """
     if name == BUNDLED:
         return name
@@ -158,16 +158,16 @@ def _pack_backbone(name: str, run: Path, folder: Path, notes: list[str]) -> str:
         )
         return f"{WITHIN_RUN}{BACKBONE_FOLDER}/{BACKBONE_WEIGHTS}"
     if not is_named(f"{PREFIX}{name}"):
-        raise FileNotFoundError(f"the backbone of {run} is not at {name} any more; put it back there to share the run")
+        raise FileNotFoundError(f"the backbone of {run} is no longer at {name}; put it back there to share the run")
     return _pinned(name, notes)
 
 
 def _pack_model(source: Path, target: Path) -> None:
-    """Copy a backbone in Hugging Face's format: its weights, and its configuration without where it came from."""
+    """Copy a backbone in Hugging Face's format: its weights, and its configuration without its origin."""
     for name in MODEL_FILES:
         if not (source / name).is_file():
             raise ValueError(
-                f"the backbone {source} has no {name}, so it cannot travel with the run; write it anew with "
+                f"the backbone {source} has no {name}, so it cannot be uploaded with the run; save it again with "
                 "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of transformers"
             )
     target.mkdir(exist_ok=True)
@@ -182,7 +182,7 @@ def _pack_model(source: Path, target: Path) -> None:
 
 
 def _without_origin(content: Any) -> Any:
-    """A configuration, and those inside it, without where they came from and which code they ask for."""
+    """A configuration, and the configurations inside it, without their origin and the code that they request."""
     if isinstance(content, dict):
         kept = ((key, value) for key, value in content.items() if key not in ("_name_or_path", "auto_map"))
         return {key: _without_origin(value) for key, value in kept}
@@ -190,8 +190,8 @@ def _without_origin(content: Any) -> Any:
 
 
 def _pinned(name: str, notes: list[str]) -> str:
-    """The name of a backbone of the hub with the commit that this computer has of it. It begins with ``hub:``: a folder
-    that bears the same name where the run is used is not taken for it."""
+    """The name of a backbone of the hub, with the commit in the cache of this computer. It begins with ``hub:``, so
+    that a folder with the same name is not used instead."""
     repository, revision = split_revision(name)
     folder = repository_folder(cache_folder(), HubName(repository))
     ref = folder / "refs" / revision
@@ -199,7 +199,7 @@ def _pinned(name: str, notes: list[str]) -> str:
     if is_commit(revision) or is_commit(commit):
         return f"{PREFIX}{repository}@{revision if is_commit(revision) else commit}"
     if folder.is_dir():
-        notes.append(f"the commit of the backbone {name} is not known here: others will load the newest one")
+        notes.append(f"the commit of the backbone {name} is unknown on this computer: others will load the newest one")
     else:
         notes.append(
             f"the backbone {name} is not in the cache of this computer: others will load the newest one of that name "

@@ -1,4 +1,4 @@
-"""Sends runs to the Hugging Face hub."""
+"""Uploads runs to the Hugging Face hub."""
 
 import json
 import re
@@ -24,9 +24,9 @@ class Pushed:
     """A run on the hub.
 
     Attributes:
-        name: with the commit.
-        is_new: whether there was something to send; if not, the commit is an earlier one.
-        url: of the commit.
+        name: its name with the commit.
+        is_new: whether something was sent. If not, the commit is an earlier one.
+        url: address of the commit.
     """
 
     name: HubName
@@ -49,13 +49,13 @@ def push_run(
 
     Args:
         run: run directory.
-        name: OWNER/NAME of the repository, which is made if it does not exist.
-        license: of the weights, by the hub's identifier. Default: that of the repository's model card.
+        name: OWNER/NAME of the repository. A new repository is created if necessary.
+        license: licence of the weights as an identifier of the hub. Default: that of the repository's model card.
         private: whether a new repository is private.
-        revision: branch; it is made if it does not exist.
-        message: of the commit. Default: the method, and the steps of each stage.
+        revision: branch. A new branch is created if necessary.
+        message: message of the commit. Default: the method, and the steps of each stage.
         allow_unfinished: whether to send stages that have not reached their last step.
-        packed: called with what will be sent, before it is.
+        packed: called with the packed run before it is sent.
 
     Raises:
         ValueError: if the run is damaged or cannot be shared, or an option is wrong.
@@ -82,7 +82,7 @@ def repository_name(run: str | Path, name: str, revision: str) -> HubName:
     """The repository and branch to push to.
 
     Raises:
-        ValueError: if they are none, or the run is no directory of this computer.
+        ValueError: if they are invalid, or the run is not a directory of this computer.
     """
     if is_hub_name(run):
         raise ValueError(f"push takes the directory of a run, not {run}, which is on the hub already")
@@ -97,10 +97,10 @@ def checked_license(license: str | None) -> str:
     """The licence for the model card.
 
     Raises:
-        ValueError: if there is none, or it is no identifier.
+        ValueError: if there is none, or it is not an identifier of the hub.
     """
     if not license:
-        raise ValueError("say under which licence others may use the weights: --license apache-2.0, for example")
+        raise ValueError("give a licence for the weights, for example --license apache-2.0")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise ValueError(
             f"--license {license} is no identifier of the hub, such as apache-2.0, mit, cc-by-4.0 or cc-by-nc-4.0; all "
@@ -116,15 +116,15 @@ def _message(packed: Packed) -> str:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as it is before a push.
+    """The state of a repository before a push.
 
     Attributes:
-        name: with the branch that is pushed to.
-        license: on its model card.
+        name: its name, with the branch to push to.
+        license: licence on its model card.
         is_private: whether it is hidden from others.
-        has_branch: whether it has the branch that is pushed to; a new branch starts from the newest commit of main.
-        commit: the newest one of the branch, or the one that it will start from; None without a repository.
-        files: of that commit.
+        has_branch: whether the branch exists. A new branch starts from the newest commit of main.
+        commit: newest commit of the branch, or the commit from which it will start; None without a repository.
+        files: files of that commit.
     """
 
     name: HubName
@@ -137,10 +137,10 @@ class Repository:
 
 
 def look_up(client: "HfApi", name: HubName) -> Repository:
-    """What the hub has under a name.
+    """The repository that the hub has under a name.
 
     Raises:
-        OSError, ValueError: if it cannot be reached, refuses, or answers nonsense.
+        OSError, ValueError: if the hub cannot be reached, refuses, or gives an invalid answer.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -160,11 +160,11 @@ def look_up(client: "HfApi", name: HubName) -> Repository:
 
 
 def require_run_or_none(there: Repository) -> None:
-    """Refuse to replace the files of something else, such as a model of transformers.
+    """Refuse to replace the files of another program, such as a model of transformers.
 
     Raises:
-        ValueError: if the repository holds a ``config.json`` that is not of a run.
-        OSError: if that file cannot be fetched.
+        ValueError: if the repository has a ``config.json`` that is not of a run.
+        OSError: if that file cannot be downloaded.
     """
     config = there.files.get(CONFIG)
     if config is None or there.commit is None:
@@ -173,24 +173,24 @@ def require_run_or_none(there: Repository) -> None:
     if config.size <= LARGEST_CONFIG:
         folder = snapshot_folder(cache_folder(), there.name, there.commit)
         download(HubName(there.name.repository, there.commit), config, folder)
-        with suppress(ValueError, RecursionError):  # no JSON
+        with suppress(ValueError, RecursionError):  # not JSON
             content = json.loads((folder / CONFIG).read_bytes())
     if not isinstance(content, dict) or not {"method", "stages"} <= content.keys():
         raise ValueError(
-            f"hub:{there.name.repository} holds something else than a run: its {CONFIG} is not one of interpreter.hub "
+            f"hub:{there.name.repository} is not a run: its {CONFIG} is not one of interpreter.hub "
             "push, and would be replaced; give the name of another repository, or delete that file first"
         )
 
 
 def push_folder(client: "HfApi", packed: Packed, there: Repository, private: bool, message: str) -> tuple[str, bool]:
-    """Make the branch hold exactly the files of a packed run, in one commit; files that are not part of a run stay.
+    """Replace the files of a run in the branch by those of a packed run, in one commit. Other files stay.
 
     Args:
-        client: of the hub.
+        client: client of the hub.
         packed: the run.
-        there: the repository as it is.
+        there: state of the repository.
         private: whether a new repository is private.
-        message: of the commit.
+        message: message of the commit.
 
     Returns:
         The commit, and whether it is a new one.
@@ -214,7 +214,7 @@ def push_folder(client: "HfApi", packed: Packed, there: Repository, private: boo
             *(CommitOperationAdd(path, folder / path) for path in changed),
             *(CommitOperationDelete(path, is_folder=False) for path in removed),
         ]
-        # With the parent, a push of somebody else in between is refused, not overwritten.
+        # With the parent commit, a push of another user in between is not overwritten: the hub refuses this one.
         made = client.create_commit(
             name.repository, operations, commit_message=message, revision=name.revision, parent_commit=there.commit
         )
@@ -222,10 +222,10 @@ def push_folder(client: "HfApi", packed: Packed, there: Repository, private: boo
 
 
 def _require_token(name: HubName) -> None:
-    """Refuse to send anything without a token.
+    """Check that there is a token.
 
     Raises:
-        ValueError: says how to log in.
+        ValueError: without a token. The message says how to log in.
     """
     from huggingface_hub import get_token
 

@@ -1,7 +1,7 @@
 """Output for people and other programs: palette PNGs, overlays, picture grids, curves, MP4 and RLE JSON.
 
-Import MP4 and RLE JSON from :mod:`interpreter.render.video` and :mod:`interpreter.render.rle`: they load PyAV and
-pycocotools, which the rest does without.
+Import MP4 and RLE JSON from :mod:`interpreter.render.video` and :mod:`interpreter.render.rle`. These modules load PyAV
+and pycocotools, which the other modules do not need.
 """
 
 from typing import Literal
@@ -23,4 +23,4 @@ __all__ = [
 ]
 
 Format = Literal["coco", "youtube-vis", "label-studio"]
-"""Data sets for other programs, and the folders that hold them (:mod:`interpreter.render.formats`)."""
+"""Data sets for other programs, and the names of their folders (:mod:`interpreter.render.formats`)."""

@@ -16,15 +16,15 @@ POINTS = 2000
 
 
 def plot_curves(records: Iterable[Mapping[str, object]], path: str | Path) -> None:
-    """Plot each quantity of a training log against the step, one small panel each, one line for each stage.
+    """Plot each quantity of a training log against the step: a small panel per quantity, a line per stage.
 
-    A thin line shows what was logged, a thick one its running median. A quantity that is always positive and spans
-    more than two orders of magnitude gets a logarithmic axis.
+    A thin line shows the logged values, a thick line their running median. A quantity that is always positive and spans
+    more than two orders of magnitude has a logarithmic axis.
 
     Args:
         records: lines of ``metrics.jsonl``: ``{"stage": "image", "step": 100, "loss": 0.8, "lr": 1e-4, ...}``. Every
             other numeric entry is a quantity; other values, NaN and infinities are left out.
-        path: of the PNG, which is written whole or not at all.
+        path: path of the PNG, which is written completely or not at all.
 
     Raises:
         ValueError: if there is nothing to plot.
@@ -77,12 +77,12 @@ def _series(records: Iterable[Mapping[str, object]]) -> dict[str, dict[str, list
 
 
 def _thinned(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about ``POINTS`` of the points, evenly spaced: more do not show."""
+    """At most about ``POINTS`` of the points, evenly spaced, because more would not be visible."""
     points = points[:: max(1, len(points) // POINTS)]
     return points[:, 0], points[:, 1]
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
-    """Median over a centred window of a thirtieth of the curve; at the ends the window is cut, not padded."""
+    """Median over a centred window of a thirtieth of the curve; at the ends, the window is shorter."""
     reach = len(values) // 60
     return np.array([np.median(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))])

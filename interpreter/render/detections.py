@@ -1,4 +1,4 @@
-"""Label maps as detections of the package supervision, which is loaded when they are asked for."""
+"""Label maps as detections of the package ``supervision``, which is imported only when it is needed."""
 
 import importlib
 from collections.abc import Iterable, Iterator

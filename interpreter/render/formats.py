@@ -22,7 +22,7 @@ QUALITY = 95  # of the frames, which are JPEG in all formats
 
 
 class About(NamedTuple):
-    """What the files say of the video."""
+    """Facts about the video for the files."""
 
     id: int
     name: str
@@ -32,20 +32,20 @@ class About(NamedTuple):
 
 
 class FormatWriter(Protocol):
-    """Writes a video frame by frame into a folder; its index when all frames are there."""
+    """Writes a video to a folder, frame by frame, and its index at the end."""
 
     def write(self, frame: np.ndarray, labels: np.ndarray) -> None:
-        """Append a frame, uint8 [H, W, 3], and the segment of each of its pixels, uint8 [H, W] counted from 0."""
+        """Append a frame, uint8 [H, W, 3], and the segment of each pixel, uint8 [H, W], counted from 0."""
 
     def close(self) -> None:
         """Write the index."""
 
 
 def check_formats(formats: Sequence[str], out: Path) -> None:
-    """Refuse formats that do not exist, need a package that is not installed, or whose folder is from elsewhere.
+    """Refuse unknown formats, missing packages, and folders that were not written by this command.
 
     Raises:
-        ValueError: says what to do.
+        ValueError: if a format is refused. The message says what to do.
     """
     for name in formats:
         if name not in get_args(Format):
@@ -72,7 +72,7 @@ def brush() -> Any:
 
 @contextmanager
 def format_writers(formats: Sequence[str], out: Path, about: About) -> Iterator[Sequence[FormatWriter]]:
-    """Yield a writer for each format, to a folder of its name in ``out``; their indices are written at the end."""
+    """Yield a writer for each format, to a folder with its name in ``out``. Indices are written at the end."""
     makers: dict[str, Callable[[Path, About], FormatWriter]]
     makers = {"coco": CocoWriter, "youtube-vis": YoutubeVisWriter, "label-studio": LabelStudioWriter}
     with ExitStack() as stack:
@@ -85,8 +85,8 @@ def format_writers(formats: Sequence[str], out: Path, about: About) -> Iterator[
 class CocoWriter:
     """COCO: ``data/00000.jpg`` … and ``labels.json``, the layout that FiftyOne calls COCODetectionDataset.
 
-    Each frame is an image, with ``video_id`` and ``frame_id`` (counted from 0). Each segment that covers a pixel of it
-    is an annotation, with a compressed RLE and ``track_id``: the number of the segment, counted from 1 and the same in
+    Each frame is an image, with ``video_id`` and ``frame_id`` (counted from 0). Each segment with a pixel in the frame
+    is an annotation, with a compressed RLE. Its ``track_id`` is the number of the segment, counted from 1, the same in
     all frames.
 
     Args:
@@ -131,8 +131,8 @@ class CocoWriter:
 class YoutubeVisWriter:
     """YouTube-VIS ground truth: ``train.json`` and ``train/JPEGImages/NAME/00000.jpg`` …
 
-    Each segment that covers a pixel is one annotation, whose ``id`` is its number, counted from 1; ``segmentations``,
-    ``bboxes`` and ``areas`` have an entry for each frame, null in frames without it.
+    Each segment with a pixel is one annotation, whose ``id`` is its number, counted from 1. ``segmentations``,
+    ``bboxes`` and ``areas`` have an entry for each frame, which is null in frames without the segment.
 
     Args:
         folder: to write to.
@@ -182,7 +182,7 @@ class YoutubeVisWriter:
 class LabelStudioWriter:
     """Label Studio: ``tasks.json`` with a brush mask for each segment of each frame, ``config.xml``, ``images``.
 
-    Masks are predictions, which people accept or correct. The label of a segment is its number, counted from 1 and the
+    Masks are predictions, which users accept or correct. The label of a segment is its number, counted from 1, the
     same in all frames. Label Studio serves ``images`` if this folder is its document root for local files.
 
     Args:
@@ -244,7 +244,7 @@ class LabelStudioWriter:
         write_text(self.folder / "config.xml", "\n".join(lines) + "\n")
 
     def _append(self, text: str) -> None:
-        """Add to the tasks, which are too large for the memory: a number for each byte of a code."""
+        """Append to the tasks. They are too large for memory, because they have a number for each byte of a code."""
         with (self.folder / "tasks.json").open("a", encoding="ascii") as file:
             file.write(text)
 
@@ -255,7 +255,7 @@ def _save(frame: np.ndarray, path: Path) -> None:
 
 
 def _codes(labels: np.ndarray) -> Iterator[tuple[int, Any]]:
-    """Number of each segment of a frame, counted from 1, and its mask as pycocotools encodes it."""
+    """Number of each segment of a frame, counted from 1, and its mask in the encoding of pycocotools."""
     columns_first = np.asfortranarray(labels)  # the order of COCO's runs
     for label in np.unique(labels).tolist():
         yield label + 1, coco.encode((columns_first == label).view(np.uint8))

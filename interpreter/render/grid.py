@@ -1,4 +1,4 @@
-"""Pictures of masks beside their frames."""
+"""Pictures of masks next to their frames."""
 
 from collections.abc import Mapping
 
@@ -25,17 +25,17 @@ def mask_grid(
 
     Args:
         frames: uint8 [n, H, W, 3], RGB.
-        labels: integer [n, H, W] ids in 0..255, or several of them by the title of their row.
+        labels: integer [n, H, W] ids in 0..255, or several of these arrays, by the title of their row.
         truth: integer [n, H, W] true object ids, 0 = background (shown black), ``void`` in light grey.
         void: id in ``truth`` of pixels that were not annotated.
         background: id in ``labels`` of pixels that are not painted.
-        width: of the picture in pixels; frames are scaled to fill it.
+        width: width of the picture in pixels. Frames are scaled to fill it.
 
     Returns:
         uint8 [height, width, 3], for ``PIL.Image.fromarray(...).save(...)``.
 
     Raises:
-        ValueError: if labels or truth are not of the frames' number and size.
+        ValueError: if labels or truth do not have the number and size of the frames.
     """
     rows = {"input": frames}
     for title, maps in (labels if isinstance(labels, Mapping) else {"segments": labels}).items():
@@ -66,7 +66,7 @@ def mask_grid(
 def _upright_title(
     title: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: tuple[int, int]
 ) -> Image.Image:
-    """The title of a row, turned to read upwards and centred in ``size`` (width, height)."""
+    """The title of a row, rotated to read upwards and centred in ``size`` (width, height)."""
     strip = Image.new("RGB", (size[1], size[0]), PAPER)
     ImageDraw.Draw(strip).text((size[1] / 2, size[0] / 2), title, font=font, fill=INK, anchor="mm")
     return strip.transpose(Image.Transpose.ROTATE_90)

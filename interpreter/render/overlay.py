@@ -15,15 +15,15 @@ def overlay(
     background: int | None = None,
     outlines: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Tint every segment of a frame with its colour and draw a line around it, inside the segment.
+    """Tint every segment of a frame with its colour, and draw an outline inside the segment.
 
-    Lines have the segment's full colour and are one pixel wide for every 400 pixels of height.
+    Outlines have the segment's full colour. Their width is one pixel for every 400 pixels of height.
 
     Args:
         frame: uint8 [H, W, 3], RGB.
         labels: integer [H, W] ids in 0..255; id i is painted with ``DISPLAY_PALETTE[i]``.
         alpha: opacity of the tint, 0..1.
-        background: id whose pixels stay as they are.
+        background: id of pixels that do not change.
         outlines: integer [H, W] ids of finer segments, between which white lines are drawn.
 
     Returns:

@@ -21,7 +21,7 @@ def _davis_palette() -> np.ndarray:
 
 
 def _display_palette() -> np.ndarray:
-    """Okabe and Ito's eight colours, then hues a golden ratio apart at three depths of lightness."""
+    """Okabe and Ito's eight colours, then hues at steps of the golden ratio with three levels of lightness."""
     okabe_ito = ["e69f00", "56b4e9", "009e73", "f0e442", "0072b2", "d55e00", "cc79a7", "8c8c8c"]
     colours = [tuple(bytes.fromhex(colour)) for colour in okabe_ito]
     for i in range(len(colours), 256):
@@ -34,23 +34,23 @@ PALETTE: np.ndarray = _davis_palette()
 """uint8 [256, 3], the palette of PASCAL VOC and DAVIS; index 0 is black."""
 
 DISPLAY_PALETTE: np.ndarray = _display_palette()
-"""uint8 [256, 3] for pictures: all entries are bright enough to be seen, the first eight also by the colour-blind."""
+"""uint8 [256, 3] for pictures: all entries are bright, and colour-blind people can distinguish the first eight."""
 
-# Okabe and Ito's colours in another order and without yellow, which is too pale for lines on white.
+# Okabe and Ito's colours in a different order, without yellow, which is too pale for lines on white.
 LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def write_palette_png(labels: np.ndarray, path: str | Path) -> None:
-    """Write a label map as DAVIS does: an 8-bit PNG whose pixel values are the ids and whose palette shows them.
+    """Write a label map in the format of DAVIS: an 8-bit palette PNG whose pixel values are the ids.
 
-    Id 0 is shown black, and tools for DAVIS read it as background: shift ids by one where 0 is a segment.
+    Id 0 is black, and tools for DAVIS read it as background. Add 1 to all ids if 0 is a segment.
 
     Args:
         labels: uint8 [H, W].
-        path: of the file; missing folders are made. The file appears when it is complete.
+        path: path of the file. Missing folders are created. The file appears when it is complete.
 
     Raises:
-        ValueError: for any other type or rank.
+        ValueError: for any other type or number of dimensions.
         OSError: if it cannot be written.
     """
     if labels.dtype != np.uint8 or labels.ndim != 2:

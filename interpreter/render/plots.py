@@ -17,18 +17,18 @@ SIZE, DPI = (5.0, 3.1), 144
 def plot_sweep(
     points: Sequence[tuple[float, float, float]], *, x: str, y: str, references: Mapping[str, float] | None = None
 ) -> bytes:
-    """A number against a setting, with a band of one standard deviation.
+    """Plot a number against a setting, with a band of one standard deviation.
 
     Args:
-        points: (setting, mean, standard deviation); NaN means leave a gap.
+        points: (setting, mean, standard deviation). NaN leaves a gap.
         x, y: names of the axes.
-        references: numbers to draw as dashed lines, by name.
+        references: numbers that are drawn as dashed lines, by name.
 
     Returns:
         A PNG.
     """
     setting, mean, std = np.array(sorted(points), float).T
-    with rc_context({"text.parse_math": False}):  # the name of a folder may hold dollar signs
+    with rc_context({"text.parse_math": False}):  # the name of a folder can contain dollar signs
         figure, axes = _figure(x, y)
         axes.fill_between(setting, mean - std, mean + std, color=LINE_COLOURS[0], alpha=0.18, linewidth=0)
         if (setting == setting.round()).all():
@@ -42,10 +42,10 @@ def plot_sweep(
 
 
 def plot_sorted(values: Mapping[str, Sequence[float]], *, y: str) -> bytes:
-    """The values of each series from the highest to the lowest, against their share of the series.
+    """Plot the sorted values of each series, from the highest to the lowest, against their share of the series.
 
     Args:
-        values: of each series by name, at most 1; NaN is left out.
+        values: values of each series, by name, at most 1. NaN is left out.
         y: name of the axis.
 
     Returns:
@@ -64,7 +64,7 @@ def plot_sorted(values: Mapping[str, Sequence[float]], *, y: str) -> bytes:
 
 
 def plot_points(points: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> bytes:
-    """Dots at (x, y), one colour for each series; NaN is left out."""
+    """Plot dots at (x, y), with one colour per series. NaN is left out."""
     with rc_context({"text.parse_math": False}):
         figure, axes = _figure(x, y)
         for colour, marker, (name, pairs) in zip(LINE_COLOURS, "os^Dv<", points.items(), strict=False):
@@ -100,7 +100,7 @@ def _figure(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def _legend(name: str) -> str:
-    """A name as a legend shows it: matplotlib hides those that begin with an underscore."""
+    """A name for a legend. Matplotlib hides names that begin with an underscore."""
     name = name if len(name) <= 40 else name[:39] + "…"
     return f" {name}" if name.startswith("_") else name
 

@@ -1,4 +1,4 @@
-"""A few frames of a video beside their segments."""
+"""A few frames of a video next to their segments."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -18,7 +18,7 @@ Shown = tuple[np.ndarray, np.ndarray]
 
 
 def show(frame: np.ndarray, labels: np.ndarray, pixel_aspect: Fraction) -> Shown:
-    """A column of the preview, as players show the frame, while label maps are of stored pixels."""
+    """A column of the preview, in the shape in which players show the frame. (Label maps have stored pixels.)"""
     height, width = labels.shape
     size = (max(1, round(PREVIEW_WIDTH * height / (width * pixel_aspect))), PREVIEW_WIDTH)
     return resize(frame, size), resize_labels(labels[None], size)[0]

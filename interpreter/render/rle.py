@@ -1,4 +1,4 @@
-"""Masks in the results format of YouTube-VIS: one entry for each object, one RLE (or null) for each frame."""
+"""Masks in the format of YouTube-VIS results: one entry per object, with one RLE (or null) per frame."""
 
 import itertools
 import json
@@ -13,11 +13,11 @@ from pycocotools import mask as coco
 from interpreter.files import write_text, written_whole
 
 Entry = dict[str, object]
-CATEGORY = 1  # the format requires one; every ground truth of YouTube-VIS has a category 1
+CATEGORY = 1  # required by the format; every ground truth of YouTube-VIS has a category 1
 
 
 class ListedVideo(NamedTuple):
-    """What :func:`write_videos` writes of a video."""
+    """Facts about a video for :func:`write_videos`."""
 
     id: int
     name: str
@@ -29,7 +29,7 @@ class ListedVideo(NamedTuple):
 def write_videos(path: str | Path, videos: Iterable[ListedVideo]) -> None:
     """Write the numbers and names of videos, in the form of YouTube-VIS's ground truth without annotations.
 
-    So the YouTube-VIS API opens the file, and loads results for it, where the data set has no ground truth of its own.
+    So the YouTube-VIS API can open the file and load results for it if the data set has no ground truth.
     """
     categories = [{"id": CATEGORY, "name": "segment"}]
     content = {"videos": [video._asdict() for video in videos], "categories": categories, "annotations": []}
@@ -37,21 +37,21 @@ def write_videos(path: str | Path, videos: Iterable[ListedVideo]) -> None:
 
 
 class RleWriter:
-    """Collect label maps frame by frame and write all of them as one JSON file.
+    """Collect label maps frame by frame, and write them as one JSON file.
 
-    Memory grows only by the run-length codes, about 100 bytes for each object and frame; no pixels are kept.
-    Use it as a context manager: the file appears, complete, when the block ends well, and not at all if it fails.
+    Only run-length codes are kept in memory, about 100 bytes for each object and frame.
+    Use it as a context manager: the complete file appears if the block succeeds, and no file if it fails.
 
-    Each id that occurs is an object, also that of a slot that covers the background. Its entry is ``{"video_id",
-    "category_id": 1, "score": 1.0, "segmentations": [...]}`` with a compressed COCO RLE ``{"size": [H, W], "counts":
-    str}`` for each frame, None for the frames without it. The format requires a category and a score; without labels
-    there are neither, so all are the same. Entries of a video are in ascending order of the ids. The YouTube-VIS API
-    accepts the file for a ground truth that has the video's number.
+    Each id that occurs is an object, also the id of a slot that covers the background. Its entry is ``{"video_id",
+    "category_id": 1, "score": 1.0, "segmentations": [...]}``, with a compressed COCO RLE ``{"size": [H, W], "counts":
+    str}`` for each frame, and None for frames without the object. The format requires a category and a score, so all
+    entries have the same ones. Entries of a video are in ascending order of the ids. The YouTube-VIS API accepts the
+    file for a ground truth that has the video's number.
 
     Args:
-        path: of the JSON file; missing folders are made.
-        hidden: an id that is no object, such as 0 for pixels without one.
-        names: of objects, by their ids; their entries get ``"name"`` as well.
+        path: path of the JSON file. Missing folders are created.
+        hidden: an id that is not an object, such as 0 for pixels without an object.
+        names: names of objects, by their ids. Their entries also get a ``"name"``.
     """
 
     def __init__(self, path: str | Path, hidden: int | None = None, names: Mapping[int, str] | None = None) -> None:
@@ -59,10 +59,10 @@ class RleWriter:
         self._videos: dict[int | str, _Video] = {}
 
     def write(self, video_id: int | str, labels: np.ndarray) -> None:
-        """Append a frame to the video of a number (or name): integer [H, W] ids, the same in all of its frames.
+        """Append a frame to a video, by its number or name: integer ids [H, W], consistent over its frames.
 
         Raises:
-            ValueError: if the frame is not [H, W] integers, or of another size than the video's frames before it.
+            ValueError: if the frame is not integers [H, W], or has a different size than the earlier frames.
         """
         self._videos.setdefault(video_id, _Video()).add(labels)
 
@@ -74,7 +74,7 @@ class RleWriter:
             with written_whole(self.path) as temporary, temporary.open("w", encoding="ascii") as file:
                 separator = "["
                 for video_id, video in self._videos.items():
-                    for label, entry in video.entries(video_id):  # one at a time: all are ten times the codes
+                    for label, entry in video.entries(video_id):  # one at a time: all take ten times the codes
                         if label == self.hidden:
                             continue
                         named = {"name": self.names[label]} if label in self.names else {}
@@ -84,12 +84,12 @@ class RleWriter:
 
 
 class RleSpool:
-    """Writes what :class:`RleWriter` writes of one video, of any length: codes wait in files, not in memory.
+    """Writes the same as :class:`RleWriter` for one video of any length. Codes are kept in files, not in memory.
 
     Args:
-        path: of the JSON file; it appears, complete, when the block ends well.
-        video_id: of the video.
-        folder: for the codes of each object; it is removed at the end.
+        path: path of the JSON file. The complete file appears if the block succeeds.
+        video_id: number of the video.
+        folder: folder for the codes of each object. It is removed at the end.
     """
 
     def __init__(self, path: Path, video_id: int | str, folder: Path) -> None:
@@ -99,7 +99,7 @@ class RleSpool:
         folder.mkdir(parents=True)
 
     def write(self, labels: np.ndarray) -> None:
-        """Append a frame, integer [H, W] ids."""
+        """Append a frame, integer ids [H, W]."""
         self._size = list(labels.shape)
         for label, counts in _codes(labels):
             if label not in self._files:
@@ -125,7 +125,7 @@ class RleSpool:
             shutil.rmtree(self.folder)
 
     def _entry(self, label: int) -> Iterator[str]:
-        """The text of an object's entry, in pieces."""
+        """The text of the entry of an object, in pieces."""
         entry = json.dumps({"video_id": self.video_id, "category_id": CATEGORY, "score": 1.0, "segmentations": []})
         yield entry.removesuffix("]}")
         frame, separator = 0, ""

@@ -18,31 +18,30 @@ BT709 = 1
 class VideoWriter:
     """Write RGB frames to an MP4 that browsers play: H.264, 4:2:0, index at the front.
 
-    Use it as a context manager. Frames are encoded as they come, so memory does not grow with the video. The file
-    appears under its name when the block ends well; if it fails, nothing is left behind. The same frames give the same
-    bytes::
+    Use it as a context manager. Frames are encoded when they are written, so memory does not grow with the video. The
+    file appears if the block succeeds; if it fails, there is no file. Equal frames give equal bytes::
 
         with VideoWriter("out.mp4", fps=Fraction(30000, 1001), size=(336, 504)) as video:
             for frame in frames:
                 video.write(frame)
 
-    H.264 in 4:2:0 has even sides only: an odd last row or column is repeated once, so no pixel is lost.
+    H.264 in 4:2:0 requires even sizes. So an odd last row or column is repeated once, and no pixel is lost.
 
     Args:
-        path: of the file; missing folders are made.
-        fps: frames per second, kept exactly as a fraction; > 0.
+        path: path of the file. Missing folders are created.
+        fps: frames per second, > 0. A fraction is stored exactly.
         size: (H, W) of the frames in pixels.
         pixel_aspect: width of a pixel over its height; players stretch the picture accordingly.
 
     Raises:
         ValueError: if ``fps``, ``size`` or ``pixel_aspect`` is not positive, or the block ends without a frame.
-        OSError: if the file cannot be written, such as on a full disk.
+        OSError: if the file cannot be written, for example because the disk is full.
     """
 
     def __init__(
         self, path: str | Path, fps: Fraction | float, size: tuple[int, int], pixel_aspect: Fraction = Fraction(1)
     ) -> None:
-        # A float stands for the simple fraction next to it: 29.97 is 2997/100, not the binary number's 52-bit ratio.
+        # Convert a float to a simple fraction close to it: 29.97 to 2997/100.
         self.fps = Fraction(fps) if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
         if self.fps <= 0 or min(size) < 1 or pixel_aspect <= 0:
             raise ValueError(f"fps, size and pixel_aspect must be positive, got {fps}, {size} and {pixel_aspect}")
@@ -58,9 +57,9 @@ class VideoWriter:
             self._stream = self._container.add_stream("libx264", rate=self.fps)
             self._stream.height, self._stream.width = (side + side % 2 for side in self.size)
             self._stream.pix_fmt = "yuv420p"
-            # x264's macroblock tree reads memory that it never wrote: the same frames would give other bytes each time.
+            # x264's macroblock tree reads uninitialised memory: equal frames would give different bytes each time.
             self._stream.options = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
-            # Untagged colours are guessed from the size of the picture, differently by every player.
+            # Without these tags, each player guesses the colour space from the size of the picture.
             context = self._stream.codec_context
             context.sample_aspect_ratio = self.pixel_aspect
             context.color_range, context.colorspace = ColorRange.MPEG, BT709
@@ -69,7 +68,7 @@ class VideoWriter:
         return self
 
     def write(self, frame: np.ndarray) -> None:
-        """Append a frame, uint8 [H, W, 3] RGB of the size given before; ValueError for any other."""
+        """Append a frame, uint8 [H, W, 3] RGB. Raises ValueError for a different type or size."""
         if frame.dtype != np.uint8 or frame.shape != (*self.size, 3):
             raise ValueError(f"frame must be uint8 {(*self.size, 3)}, got {frame.dtype} {frame.shape}")
         if self.size[0] % 2 or self.size[1] % 2:

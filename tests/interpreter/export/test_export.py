@@ -188,7 +188,7 @@ def test_options_that_do_not_fit(run, tmp_path, options, error, monkeypatch):
 
 def test_a_run_without_a_trained_stage(tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(ValueError, match="holds no trained stage"):
+    with pytest.raises(ValueError, match="has no trained stage"):
         main([str(tmp_path / "run"), "--out", str(tmp_path / "out")])
     with pytest.raises(FileNotFoundError, match="no run directory"):
         main([str(tmp_path / "absent"), "--out", str(tmp_path / "out")])
@@ -196,11 +196,11 @@ def test_a_run_without_a_trained_stage(tmp_path):
 
 def test_files_of_others_are_not_replaced(run, tmp_path):
     (tmp_path / "labels.pt2").write_bytes(b"of another program")
-    with pytest.raises(ValueError, match=r"labels.pt2 is not of an earlier export"):
+    with pytest.raises(ValueError, match=r"labels.pt2 is not from an earlier export"):
         main([str(run), "--out", str(tmp_path), "--stage", "image"])
     (tmp_path / "labels.pt2").unlink()
     (tmp_path / "programs.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"programs.json is not of an export"):
+    with pytest.raises(ValueError, match=r"programs.json is not from an export"):
         main([str(run), "--out", str(tmp_path), "--stage", "image"])
     assert [path.name for path in tmp_path.iterdir()] == ["programs.json"]
 

@@ -112,7 +112,7 @@ def test_last_fetched_run_is_used_when_the_hub_is_away(fault, pushed, deaf_addre
     capsys.readouterr()
     assert local_run(f"hub:{NAME}") == folder
     warning, name = capsys.readouterr().err.splitlines()
-    assert warning.endswith("Using main as it was last fetched")
+    assert warning.endswith("Using main as it was last downloaded")
     assert name == f"run: hub:{NAME}@{folder.name}"
 
 
@@ -128,8 +128,8 @@ def test_run_that_was_never_fetched_is_named_when_the_hub_is_away(hub, deaf_addr
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert error_of(OSError) == (
         f"hub:{NAME}: HF_HUB_OFFLINE forbids requests to {hub.address}, and hub:{NAME}@main is not in the cache "
-        f"{hub.cache}. Check the network, or try again later; once it is fetched (python -m interpreter.hub pull "
-        f"hub:{NAME}@main), it works offline"
+        f"{hub.cache}. Check the network, or try again later. To use it offline, download it first: "
+        f"python -m interpreter.hub pull hub:{NAME}@main"
     )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", deaf_address)
@@ -206,7 +206,7 @@ def test_file_of_another_length_is_an_error(extra, pushed):
             "its owner has to give you access; ask for it at {address}/owner/tiny, then",
         ),
         (403, {}, "the hub refuses access (status 403); log in with: hf auth login"),
-        (429, {}, "the hub takes no more requests for now (status 429), and hub:owner/tiny@main is not in"),
+        (429, {}, "the hub accepts no more requests at the moment (status 429), and hub:owner/tiny@main is not in"),
         (500, {}, "the server of the hub fails (status 500), and hub:owner/tiny@main is not in"),
         (418, {}, "the hub refuses the request (status 418, as told)"),
     ],
@@ -224,7 +224,7 @@ def test_refusal_of_a_file_is_one_line(status, pushed):
 
 def test_answer_that_is_not_the_hubs_is_one_line(pushed):
     pushed.broken_json = True
-    assert "gave an answer that is not one of the hub" in error_of(ValueError)
+    assert "gave an invalid answer (" in error_of(ValueError)
     pushed.well_again()
     for claim in (
         {"size": None},
@@ -233,7 +233,7 @@ def test_answer_that_is_not_the_hubs_is_one_line(pushed):
         {"rfilename": 5},
     ):
         pushed.claims[IMAGE] = claim
-        assert "gave an answer that is not one of the hub" in error_of(ValueError)
+        assert "gave an invalid answer (" in error_of(ValueError)
 
 
 def changed(name, value):
@@ -258,15 +258,15 @@ def moved(name):
     [
         (moved("../image"), "is not a run: its config.json names a stage '../image'"),
         (moved("image-1/../../x"), "is not a run: its config.json names a stage 'image-1/../../x'"),
-        (moved("image-3"), "is not a whole run: it has no checkpoint of its image-3 stage"),
+        (moved("image-3"), "is not a complete run: it has no checkpoint of its image-3 stage"),
         (changed("stages", {}), "is not a run: its config.json names no trained stage"),
         (changed("stages.image.data.root", "/home/me"), "the options of its image stage name folders of a computer"),
         (changed("stages.image.cache", "/home/me"), "the options of its image stage name folders of a computer"),
-        (changed("stages.image.backbone.backbone", "/etc/x.pth"), "its backbone '/etc/x.pth' is no name on the hub"),
-        (changed("stages.image.backbone.backbone", "x.pth"), "its backbone 'x.pth' is no name on the hub"),
-        (changed("stages.image.backbone.backbone", "run:../x"), "its backbone 'run:../x' is no name on the hub"),
+        (changed("stages.image.backbone.backbone", "/etc/x.pth"), "its backbone '/etc/x.pth' is not a name on the hub"),
+        (changed("stages.image.backbone.backbone", "x.pth"), "its backbone 'x.pth' is not a name on the hub"),
+        (changed("stages.image.backbone.backbone", "run:../x"), "its backbone 'run:../x' is not a name on the hub"),
         *(
-            (changed("stages.image.backbone.backbone", name), f"its backbone {name!r} is no name on the hub, hub:OWNER")
+            (changed("stages.image.backbone.backbone", name), f"backbone {name!r} is not a name on the hub, hub:OWNER")
             for name in (
                 "private/vit",
                 "private/vit.pth",
@@ -284,7 +284,7 @@ def moved(name):
         (changed("stages.image.backbone.backbone", "run:backbone"), "it has no backbone/config.json, a file of its"),
         (changed("stages.image.unknown", 1), "is not the configuration of a run: its image stage"),
         (changed("stages.image.optim.steps", float("inf")), "is not the configuration of a run"),
-        (changed("stages.image.backbone.backbone", 5), "its backbone 5 is no name on the hub"),
+        (changed("stages.image.backbone.backbone", 5), "its backbone 5 is not a name on the hub"),
         (changed("method", ["interpreter"]), "is not the configuration of a run (its method is ['interpreter'])"),
         (changed("method", "another"), "unknown method 'another'; choose from"),
         (changed("format", 3), "is not the configuration of a run (format 3; this version reads 1 and 2)"),

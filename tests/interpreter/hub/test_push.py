@@ -113,7 +113,7 @@ def test_repository_of_something_else_is_left_alone(content, revision, hub, tiny
     repository = hub.repositories[NAME] = Repository()
     repository.change({"config.json": content, "README.md": b"of a model", "model.safetensors": b"weights"})
     before = dict(repository.branches)
-    with pytest.raises(ValueError, match=f"^hub:{NAME} holds something else than a run: its config.json is not one of"):
+    with pytest.raises(ValueError, match=f"^hub:{NAME} is not a run: its config.json is not one of"):
         push(tiny_run, "--license", "mit", "--revision", revision)
     assert repository.branches == before
     repository.change({"config.json": None})
@@ -162,7 +162,7 @@ def test_unfinished_stage_is_left_out_unless_allowed(hub, tiny_run, tmp_path, ca
     config["stages"]["video"]["optim"]["steps"] = 10
     (run / "config.json").write_text(json.dumps(config))
     push(run, "--license", "mit")
-    assert f"left out: the video stage of {run} is unfinished: step 3 of 10; --allow-unf" in capsys.readouterr().out
+    assert f"left out: the video stage of {run} is unfinished: step 3 of 10; add --allow-unf" in capsys.readouterr().out
     files = hub.repositories[NAME].files
     assert "image/checkpoint-00000003.safetensors" in files
     assert "video/checkpoint-00000003.safetensors" not in files
@@ -178,14 +178,14 @@ def test_stage_on_an_unfinished_one_is_refused(tiny_run, tmp_path):
     config = json.loads((run / "config.json").read_text())
     config["stages"]["image"]["optim"]["steps"] = 10
     (run / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"the video stage of .* is built on its image stage, which is not trained to"):
+    with pytest.raises(ValueError, match=r"the video stage of .* needs its image stage, which is not trained to"):
         pack(run, tmp_path / "packed")
 
 
 def test_dry_run_writes_a_usable_run_and_asks_nothing(hub, tiny_run, monkeypatch, capsys):
     monkeypatch.delenv("HF_TOKEN")
     push(tiny_run, "--license", "mit", "--dry-run")
-    folder = Path(re.search(r"nothing was sent; what would be sent is in (.*)", capsys.readouterr().out)[1])
+    folder = Path(re.search(r"nothing was sent; the files that would be sent are in (.*)", capsys.readouterr().out)[1])
     assert hub.requests == []
     assert read_config(folder).stages.keys() == {"image", "video"}
     assert (folder / "README.md").read_text().startswith("---\n")
@@ -196,7 +196,7 @@ def test_dry_run_that_fails_leaves_nothing(hub, tiny_run, tmp_path, monkeypatch)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(run / "image")
-    with pytest.raises(ValueError, match="is built on its image stage"):
+    with pytest.raises(ValueError, match="needs its image stage"):
         push(run, "--license", "mit", "--dry-run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -204,7 +204,7 @@ def test_dry_run_that_fails_leaves_nothing(hub, tiny_run, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "say under which licence others may use the weights: --license apache-2.0"),
+        ([], "give a licence for the weights, for example --license apache-2.0"),
         (["--license", "Apache 2"], "--license Apache 2 is no identifier of the hub, such as apache-2.0"),
         (["--license", "nonsense"], r'hub:owner/tiny: Invalid metadata in README.md. - "license" must be one of'),
         (["--license", "mit", "--revision", "a" * 40], "is a commit, which never changes; give a branch"),
@@ -249,7 +249,7 @@ def test_card_has_the_scores_of_these_weights_alone(hub, tiny_run, scenes, tmp_p
     state = load_checkpoint(run / "image")
     state.weights = {name: tensor + 1 for name, tensor in state.weights.items()}
     save_checkpoint(run / "image", state)
-    with pytest.raises(ValueError, match=r"the video stage of .* was trained on another image stage than"):
+    with pytest.raises(ValueError, match=r"the video stage of .* was trained on a different image stage than"):
         pack(run, tmp_path / "refused")
     shutil.rmtree(run / "video")
     for number, damaged in enumerate(
