@@ -1,4 +1,4 @@
-"""What is carried to a GPU machine is small, and replaces nothing that is installed there."""
+"""The files for a GPU machine are small, and replace no installed package."""
 
 import subprocess
 import sys

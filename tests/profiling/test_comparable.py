@@ -1,4 +1,4 @@
-"""Our numbers beside recorded ones of published code, and the page that is made of the comparison."""
+"""Our numbers agree with recorded numbers of published code, and so do the pages made of the comparison."""
 
 import json
 import math

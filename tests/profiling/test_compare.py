@@ -1,4 +1,4 @@
-"""Comparing two revisions finds what became slower, names what the base lacks and leaves nothing behind."""
+"""Comparing two revisions finds what became slower, names what is missing in the base, and leaves no files."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def edit(path, old, new):
 
 @pytest.fixture
 def repository(tmp_path):
-    """Three revisions: without merge_slots, as it is, and with a merge_slots that computes 400 products too many."""
+    """Three revisions: without merge_slots, with it, and with a merge_slots that computes 400 extra products."""
     where = tmp_path / "repository"
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "results")
     for folder in ("kernels", "profiling", "interpreter"):

@@ -1,4 +1,4 @@
-"""Pages that are followed letter by letter: their commands run in one shell, and end at the first failure."""
+"""Following a page: its commands run in one shell, and the first failure ends them."""
 
 import subprocess
 import sys

@@ -27,7 +27,7 @@ def test_a_return_counts_after_a_long_absence_alone():
 
 
 def test_a_segment_of_two_objects_is_matched_with_one_of_them():
-    """A video with a single segment keeps every id, but it is the segment of one object alone, and tracks none."""
+    """A single segment for the whole video keeps every id, but it matches one object only and tracks none."""
     true = np.zeros((AWAY + 2, 1, 8), np.int64)
     true[[0, -1], 0, 0], true[[0, -1], 0, 1] = 1, 2
     assert sorted(returns(contingency(np.zeros_like(true), true))) == [(True, False, False), (True, True, False)]

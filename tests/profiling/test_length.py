@@ -14,7 +14,7 @@ from profiling.common.random_run import save_random_vit
 
 @pytest.fixture
 def threads():
-    """Their number is that of before afterwards."""
+    """Restores the number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""The study of masking: its variants are the product's stage where nothing is padded, and differ where clips are."""
+"""The study of masking: its variants equal the usual stage without padding, and differ with padded clips."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Parts of a check that fail, hang or are killed leave the report of the others whole."""
+"""If parts of a check fail, hang or are killed, the report of the other parts is complete."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""SMTC as published: each of its pieces by hand, so that it can be the oracle of this project's model."""
+"""SMTC as published: each piece is checked by hand, because this project's model is compared with it."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""SOLV as published: properties that follow from the paper, so that it can be the oracle of this project's model."""
+"""SOLV as published has the properties of the paper; this project's model is compared with it."""
 
 import doctest
 

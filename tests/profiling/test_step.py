@@ -1,4 +1,4 @@
-"""Training steps for profilers, and the scripts that trace them, run where there is no GPU."""
+"""Training steps for profilers, and the scripts that trace them, run without a GPU."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The textbook's transformers compute what the project's do, and share none of its code for it."""
+"""The textbook's transformers compute the same as the project's, with separate code."""
 
 import copy
 from unittest import mock

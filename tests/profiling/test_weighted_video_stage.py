@@ -1,4 +1,4 @@
-"""The video stage with weighted image slots against the product's, which weighs all the same."""
+"""The video stage with weighted image slots, compared with the usual one, where all slots have the same weight."""
 
 from dataclasses import replace
 
