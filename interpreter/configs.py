@@ -100,7 +100,7 @@ class BackboneConfig:
     backbone: str = "efficientnet-lite0"
     """efficientnet-lite0 (its weights come with the installation);
     the hub id or local folder of a Hugging Face ViT, such as facebook/dinov2-base or facebook/dinov2-base@REVISION;
-    hub:facebook/dinov2-base is the one of the hub even if the current directory has such a folder;
+    hub:facebook/dinov2-base means the hub, even if a folder facebook/dinov2-base exists;
     or an official DINOv2 checkpoint (.pth, .safetensors)."""
     feature_layer: int | None = None
     """Block of the ViT whose output is used, counted from 0; -1 is the last. Default: the last."""

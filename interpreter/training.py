@@ -271,7 +271,7 @@ def _with_stage(stored: RunConfig, key: str, stage: Stage[Any], config: StageCon
         if checkpoints(config.run / key) and trained_on.get(key) != weights:
             raise ValueError(
                 f"the {key} stage in {config.run} was trained on another {needed} stage than the one there now; "
-                f"delete {config.run / key} to train it anew"
+                f"delete {config.run / key} to train it from the start"
             )
         trained_on[key] = weights
     return dataclasses.replace(stored, stages={**stored.stages, key: to_dict(config)}, trained_on=trained_on)

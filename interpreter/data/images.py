@@ -116,7 +116,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
             pictures = getattr(image, "n_frames", 1) if image.format in _ANIMATED else 1
             if pictures > 1:
                 raise UnsuitableError(
-                    f"animated, {pictures} pictures where one is expected; save each as a file of its own, or all of "
+                    f"animated, {pictures} pictures where one is expected; save each as a separate file, or all of "
                     "them as a video file"
                 )
             yield image

@@ -50,7 +50,7 @@ def split_frames(images: Sequence[Path]) -> Frames:
         return Frames([], list(images), problem)
     if len(sequences) > 1:
         shown = ", ".join(f"{group[0].name} …" for group in sequences[:3])
-        problem = f"holds {len(sequences)} sequences of images ({shown}); give each a folder of its own"
+        problem = f"holds {len(sequences)} sequences of images ({shown}); put each into a separate folder"
         return Frames(list(images), [], problem)
     frames = sorted(sequences[0], key=lambda path: (numbers(path), natural_key(path.name)))
     frame_set = set(frames)

@@ -90,7 +90,9 @@ def load_checkpoint(directory: Path) -> TrainingState | None:
         if not paths[-1].exists():  # training replaced it by a newer one after it was listed
             return load_checkpoint(directory)
         advice = (
-            f"delete it to resume from {paths[-2].name}" if len(paths) > 1 else "delete it to train this stage anew"
+            f"delete it to resume from {paths[-2].name}"
+            if len(paths) > 1
+            else "delete it to train this stage from the start"
         )
         raise ValueError(f"{paths[-1]} is damaged ({error}); {advice}") from error
     return state

@@ -102,7 +102,7 @@ def read_config(run: Path) -> RunConfig:
             raise ValueError(f"its method is {content['method']!r}")
         stages = dict(content["stages"])
         for options in stages.values():
-            int(options["optim"]["steps"])  # what commands need that do not know the stage
+            int(options["optim"]["steps"])  # commands read it without the class of the stage
         return RunConfig(content["method"], stages, dict(content.get("trained_on", {})), path)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path} is not the configuration of a run ({error})") from error
@@ -171,7 +171,7 @@ def require_same(old: Any, new: Any) -> None:
     if changed:
         raise ValueError(
             f"{new.run} was started with other settings: {'; '.join(changed)}. "
-            "Use the same settings to continue, or another --run to start anew"
+            "Use the same settings to resume, or another --run for a new training"
         )
 
 

@@ -198,6 +198,7 @@ class Trainer:
         if self.ranks.first:
             save_diverged(self.directory, TrainingState(step, self.task.model.state_dict()))
         return DivergedError(
-            f"{what}; the weights at that point are in {path}, checkpoints are from before. Start anew, with another "
-            f"--run or after deleting {self.directory}, with a lower --peak-lr, --clip-norm 1 or --precision fp32"
+            f"{what}; the weights of this step are in {path}, checkpoints are from earlier steps. Start a new training "
+            f"(with another --run, or after deleting {self.directory}) with a lower --peak-lr, --clip-norm 1 or "
+            "--precision fp32"
         )

@@ -135,7 +135,7 @@ def _read_definition(path: Path, numbers: dict[str, int]) -> tuple[dict[int, Pat
         frame = numbers.get(normal(PureWindowsPath(value(input_at)).stem), number(value(at), "the number of a frame"))
         name = value(name_at)
         if not name or PureWindowsPath(name).name != name or "\0" in name or frame >= len(numbers):
-            raise VideoError(f"{path}: mask {name!r} of frame {frame}, which is none of this sequence's")
+            raise VideoError(f"{path}: mask {name!r} of frame {frame}, which does not belong to this sequence")
         files[frame] = locate(path.parent, name)
     return files, codes
 

@@ -45,7 +45,7 @@ def convert_movi(root: Path, out: Path, split: str | None = None) -> list[str]:
         raise ValueError(f"{release}: damaged dataset_info.json or features.json ({_line(error)})") from error
     splits = [split] if split else [name for name in builder.info.splits if _shards(builder, name)[0]]
     if not splits:
-        raise FileNotFoundError(f"{release}: no shards of {', '.join(builder.info.splits) or 'any split'} beside it")
+        raise FileNotFoundError(f"{release}: no shards of {', '.join(builder.info.splits) or 'any split'} in it")
     for name in splits:
         if name not in builder.info.splits:
             raise ValueError(f"{release} has the splits {', '.join(builder.info.splits)}, not {name!r}")

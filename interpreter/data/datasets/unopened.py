@@ -21,7 +21,7 @@ class UnopenedVideo:
         path: its file or folder, for messages.
         open: opens it and returns the video with its masks or None. Raises `VideoError` or `OSError` if it is damaged
             or missing.
-        files: its frames, if each is a file of its own.
+        files: its frames, if each is a separate file.
         others: images in its folder that are not frames.
         id: its id in the release's own index, if that is not the name.
     """

@@ -128,7 +128,7 @@ def dali_obstacle(videos: Sequence[Video], device: torch.device, squares: bool =
         elif video.codec not in codecs:
             reason = f"DALI does not decode {video.codec} on {where}"
         elif video.orientation != UPRIGHT:
-            reason = "DALI does not turn or mirror videos as their metadata asks"
+            reason = "DALI ignores the rotation or mirroring in the metadata of a video"
         elif video.num_streams > 1:
             reason = "DALI reads the first of several picture streams, which may be cover art"
         else:

@@ -34,7 +34,7 @@ def test_dali_refuses_what_it_cannot_decode_before_it_starts(h264, turned, video
     with pytest.raises(ValueError, match=message):
         open_loader("dali", [*videos, h264, h264], SIZE, CPU)
     for device in (CPU, torch.device("cuda")):
-        assert "does not turn or mirror videos" in dali_obstacle([*videos, turned], device)
+        assert "ignores the rotation or mirroring" in dali_obstacle([*videos, turned], device)
 
 
 def test_missing_dali_is_an_error_that_says_how_to_install_it(videos, monkeypatch):

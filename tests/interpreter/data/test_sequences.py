@@ -123,8 +123,8 @@ def test_fbms_without_definition_numbers_the_colours(tmp_path):
         ("Total number of regions:", "", "no 'Total number of regions:'"),
         ("Frame number:\n0", "Frame number:", "where the number of a frame should be"),
         ("Frame number:\n0", "", "differ in count"),
-        ("File name:\nbear01_0000_gt.ppm", "File name:\n../../../secret.ppm", "none of this sequence's"),
-        ("File name:\nbear01_0000_gt.ppm", "File name:\n/etc/passwd", "none of this sequence's"),
+        ("File name:\nbear01_0000_gt.ppm", "File name:\n../../../secret.ppm", "does not belong to this sequence"),
+        ("File name:\nbear01_0000_gt.ppm", "File name:\n/etc/passwd", "does not belong to this sequence"),
         ("65280", "255", "not 3 different codes"),
     ],
 )

@@ -163,7 +163,7 @@ def test_cut_checkpoint_names_the_previous_one(share, tmp_path):
 
 def test_only_checkpoint_damaged_says_to_train_anew(tmp_path):
     save_checkpoint(tmp_path, state(1)).write_bytes(b"\0" * 100)
-    with pytest.raises(ValueError, match="delete it to train this stage anew") as caught:
+    with pytest.raises(ValueError, match="delete it to train this stage from the start") as caught:
         load_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
 
