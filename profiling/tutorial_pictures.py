@@ -20,7 +20,7 @@ PICTURES = {
     "tutorial/curves.jpg": "runs/clips/curves.png",
     "tutorial/samples.jpg": "runs/clips/samples/image-001200.png",
     "tutorial/nine.jpg": "masks/nine/preview.png",
-    "tutorial/six.jpg": "masks/six/preview.png",
+    "tutorial/seven.jpg": "masks/seven/preview.png",
 }
 
 
