@@ -214,7 +214,7 @@ class PreparedTokens(NamedTuple):
         merged = v is None and not torch.is_grad_enabled()
         if merged and weights.merged_q is not None:
             weight, weight_bias, shift = weights.merged_q
-            bias = (normalised.to(shift.dtype) * shift).sum(-1) * scale
+            bias = (_wide(normalised) * _wide(shift)).sum(-1) * scale
             q = F.linear(normalised, weight, weight_bias)
         else:
             q = F.linear(normalised, *weights.q)  # [B, N, Dqkv]
@@ -222,7 +222,7 @@ class PreparedTokens(NamedTuple):
                 assert weights.absorbed_k is not None
                 transposed, shift = weights.absorbed_k
                 with without_autocast(q.device):
-                    bias = q.to(shift.dtype) @ shift
+                    bias = _wide(q) @ _wide(shift)
                 q = F.linear(q, transposed)
         arguments = Arguments(
             q,
@@ -246,6 +246,11 @@ class PreparedTokens(NamedTuple):
         if weights.gates:
             updates = F.linear(updates, *weights.gates[0])
         return updates, attention.transpose(1, 2) if return_attention else None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: the attention adds its bias in that precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _of_means(means: Tensor, total: Tensor, arguments: Arguments, linear: Merged) -> Tensor:
