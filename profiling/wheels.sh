@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.." || exit 1
 source profiling/common/parts.sh
 [[ $# -le 1 && ${1:-build} = build ]] || { echo "usage: profiling/wheels.sh [build]" >&2 && exit 2; }
 unset PYTHONPATH "${!SLOTKERNELS_@}"
-export PIP_DISABLE_PIP_VERSION_CHECK=1 FORCE_CUDA=0 TAIL=12
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PIP_PROGRESS_BAR=off FORCE_CUDA=0 TAIL=12
 WHERE=$PWD/.wheels DIST=$PWD/dist
 OLDEST=$(sed -nE 's/^dependencies = \["torch>=([0-9.]+)"\]$/\1/p' kernels/pyproject.toml)
 PLATFORM=manylinux_2_28_$(uname -m) # that of PyTorch's own wheels
@@ -21,7 +21,7 @@ SOURCES='torch "setuptools>=77" wheel ninja' # what an sdist needs to be built
 build() { # name of the distribution, folder of its pyproject.toml
     part "$1, build" 1800 bash -euo pipefail -c "
         export PATH='$WHERE/build/bin:'\$PATH
-        python -m build --sdist --no-isolation -o '$DIST' '$WHERE/source/$2'
+        python -m build --sdist --no-isolation -o '$DIST' '$WHERE/source/$2' | tail -n 1
         SLOTKERNELS_BUILD=1 pip wheel --no-deps --no-build-isolation -w '$WHERE/raw' '$DIST/$1'-*.tar.gz
         auditwheel repair --only-plat --plat '$PLATFORM' --exclude 'libtorch*' --exclude 'libc10*' -w '$DIST' '$WHERE/raw/$1'-*.whl
         SLOTKERNELS_BUILD=0 pip wheel --no-deps --no-build-isolation -w '$DIST' '$DIST/$1'-*.tar.gz
@@ -39,7 +39,7 @@ check() { # distribution, what, pattern of its file, page, whether the compiled 
         cd '$folder'
         env/bin/python -m slotkernels | tee backends.txt
         grep -q '^cpp *$5' backends.txt
-        env/bin/pip list | grep -Ei '^(torch|numpy|interpreter-slots|slotkernels) '"
+        PIP_QUIET=0 env/bin/pip list | grep -Ei '^(torch|numpy|interpreter-slots|slotkernels) '"
     rm -rf "$folder" # an environment has gigabytes
 }
 
