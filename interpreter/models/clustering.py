@@ -80,9 +80,8 @@ def lloyd(
     """Lloyd's algorithm from given centres.
 
     The centre of a cluster that becomes empty moves to the point that adds most to the inertia. Points may be on the
-    CPU
-    and in fp16: chunks of them are computed in fp32 on the device of ``centres``. Labels and centres are on that
-        device.
+    CPU and in fp16: chunks of them are computed in fp32 on the device of ``centres``. Labels and centres are on that
+    device.
 
     Args:
         points: any floating dtype.
