@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[1]
 os.environ["PATH"] = str(Path(sys.executable).parent) + os.pathsep + os.environ["PATH"]  # `python` of --help's pages
-os.environ["COLUMNS"] = "100"
+os.environ["COLUMNS"] = "80"
 INDEXES = ("docs/index", "docs/develop/decisions/README")
 ROW = re.compile(r"^\| (?:\d+ \| )?(\[[^|]*)", re.MULTILINE)  # the first cell with a link
 TARGET = re.compile(r"\]\(([^)#]+)\)")

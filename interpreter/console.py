@@ -1,5 +1,6 @@
 """The console that all commands print to, and their progress bars."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import TypeVar
@@ -21,8 +22,14 @@ class _Console(Console):
 
 
 def make_console() -> Console:
-    """A console on standard error, also in a notebook: rich's bars there need ipywidgets, and it warns without."""
-    return _Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
+    """A console on standard error.
+
+    In a notebook, rich's bars need ipywidgets. Without it, rich would warn, and print each change of a bar as an output
+    of its own; so a notebook is then treated like a file, to which only the last state is written.
+    """
+    if "ipykernel" in sys.modules and find_spec("ipywidgets") is None:
+        return _Console(stderr=True, force_jupyter=False, force_terminal=False)
+    return _Console(stderr=True)
 
 
 console = make_console()
