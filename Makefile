@@ -79,9 +79,10 @@ $(MOVI): constraints.txt $(READY)
 		tensorflow-cpu tensorflow-datasets
 	@touch "$(MOVI)"
 
-# Two processes of one thread each; a file's tests stay together, since they share what its fixtures make.
+# Two processes of one thread each; a file's tests stay together, since they share what its fixtures make. In the order of
+# the folders, so that the slow builds of tests/packaging do not come last, where one process would wait for the other.
 test: $(READY) $(if $(HAS_TENSORFLOW),$(MOVI))
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(if $(HAS_TENSORFLOW),OMP_NUM_THREADS=1 PYTHONPATH="$(MOVI)" $(PY) -m pytest tests/interpreter/data/test_movi.py)
 
 # Every op and training step against its baselines, and the page made of it: a quarter of an hour on two idle cores.

@@ -36,7 +36,7 @@ from . import annealing
 from .pair import centre, log_weights, out_of_range
 from .problem import StreamingBackwardArguments, StreamingSolution
 
-_HOW = "pip install pykeops installs it"
+_HOW = "pip install pykeops"
 
 # Points are in units of sqrt(2 eps) for p = 2 and of eps for p = 1. Costs are flat below the squared distance C.
 _EXPONENT = {2: "R + S - SqDist(X, Y)", 1: "R + S - Sqrt(ReLU(SqDist(X, Y) - C) + C)"}
@@ -77,12 +77,12 @@ def alone() -> Iterator[None]:
 @cache
 def _why_not_imported() -> str | None:
     if importlib.util.find_spec("pykeops") is None:
-        return f"pykeops is not installed ({_HOW})"
+        return f"pykeops is not installed: {_HOW}"
     try:
         with alone(), contextlib.redirect_stdout(io.StringIO()):  # the import prints a report on the machine
             import pykeops.torch  # noqa: F401
     except Exception as error:  # a broken installation may raise anything
-        return f"pykeops cannot be imported ({type(error).__name__}: {error}; {_HOW})"
+        return f"pykeops cannot be imported ({type(error).__name__}: {error}): {_HOW}"
     _alone_at_exit()
     return None
 
@@ -112,7 +112,7 @@ def _why_not_on_gpu(device: torch.device) -> str | None:
     try:
         keops = metadata.version("pykeops")
     except metadata.PackageNotFoundError:
-        return f"pykeops is not installed ({_HOW})"
+        return f"pykeops is not installed: {_HOW}"
     gpu = torch.cuda.get_device_name(device)
     key = (platform.node(), platform.python_version(), keops, torch.__version__, gpu)
     try:
