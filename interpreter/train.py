@@ -34,9 +34,10 @@ def parse_stage(arguments: Sequence[str]) -> tuple[Method, Stage[Any], StageConf
     defaults, last = stage.presets[chosen.preset], list(stage.presets.values())[-1]
     description = (
         f"{inspect.cleandoc(stage.config.__doc__ or '')}\n\n"
-        f"These options are read first, because all other defaults depend on them: --method "
-        f"{{{','.join(METHODS)}}} (here: {method.name}), --stage {{{','.join(names)}}} (here: {stage.name}), "
-        f"--preset {{{','.join(stage.presets)}}} (here: {chosen.preset}).\n\n"
+        f"All other options and their defaults depend on these three. Give others before --help to see theirs.\n"
+        f"  --method {{{','.join(METHODS)}}} (here: {method.name})\n"
+        f"  --stage {{{','.join(names)}}} (here: {stage.name})\n"
+        f"  --preset {{{','.join(stage.presets)}}} (here: {chosen.preset})\n\n"
         f"Examples:\n"
         f"  {train_command(method.name, stage.name, defaults.run)}\n"
         f"  {train_command(method.name, stage.name, last.run)} --preset {list(stage.presets)[-1]} --compile"
