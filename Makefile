@@ -100,7 +100,7 @@ oldest: $(READY)
 
 # The pages as a site, with the reference made of docstrings and the executed notebook: three minutes.
 site: $(READY)
-	$(PY) -m sphinx --fail-on-warning --keep-going --quiet -c docs . build/site
+	$(PY) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env -c docs . build/site
 	@echo "open build/site/index.html"
 
 links: $(READY)

@@ -34,7 +34,8 @@ def parse_stage(arguments: Sequence[str]) -> tuple[Method, Stage[Any], StageConf
     defaults, last = stage.presets[chosen.preset], list(stage.presets.values())[-1]
     description = (
         f"{inspect.cleandoc(stage.config.__doc__ or '')}\n\n"
-        f"All other options and their defaults depend on these three. Give others before --help to see theirs.\n"
+        f"The other options and their defaults depend on the three options below. To see those of another choice, put "
+        f"it before --help, as in --method solv --help.\n"
         f"  --method {{{','.join(METHODS)}}} (here: {method.name})\n"
         f"  --stage {{{','.join(names)}}} (here: {stage.name})\n"
         f"  --preset {{{','.join(stage.presets)}}} (here: {chosen.preset})\n\n"

@@ -6,6 +6,7 @@
 - quality: trains and evaluates the models of the pages of results
 - comparable: compares our numbers with those of published code
 - report: writes the generated pages of docs/results and README's figures
+- follow: runs the commands of a page; wheels.sh: builds and checks releases; tutorial_pictures: pictures of pages
 - results: recorded figures; each file names the command that made it
 - common: what the commands share: timing, a description of the machine, set-ups of training steps
 

@@ -1,4 +1,4 @@
-"""Follow a page letter by letter: run its commands in the order of the page, in an empty folder.
+"""Follow a page exactly: run its commands as they are written, in their order, in an empty folder.
 
     python -m profiling.follow docs/start.md FOLDER    # FOLDER holds the files that the page asks for
     python -m profiling.follow docs/start.md FOLDER --replace 'pip install x-*.whl' 'pip install x-*.tar.gz'
@@ -9,6 +9,7 @@ a command prints, and do not run.
 """
 
 import argparse
+import os
 import re
 import shlex
 import subprocess
@@ -31,10 +32,16 @@ def follow(page: Path, folder: Path, replaced: list[tuple[str, str]]) -> int:
     text = page.read_text()
     for old, new in replaced:
         if old not in text:
-            raise ValueError(f"{page} does not contain {old!r}")
+            raise ValueError(f"{page} does not contain {old!r}: pass text of the page as the first value of --replace")
         text = text.replace(old, new)
     folder.mkdir(parents=True, exist_ok=True)
-    return subprocess.run(["bash", "-x", "-c", script(text)], cwd=folder, check=False).returncode
+    return run_script(script(text), folder)
+
+
+def run_script(commands: str, folder: Path) -> int:
+    """The exit status of a script in a folder, without PYTHONPATH: only what it installs itself may be imported."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(["bash", "-x", "-c", commands], cwd=folder, env=environment, check=False).returncode
 
 
 def main() -> None:
@@ -48,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         sys.exit(follow(options.page, options.folder, options.replace))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,9 +1,9 @@
 """Train the video stage on videos of different lengths: repeated, padded, or padded without a part of the masking.
 
-    python -m interpreter.train --stage image --run DIR/run --num-videos 64 --steps 1000 --dim 64 --num-slots 8 python
-    -m profiling.masking DIR                              # all rows and the picture: about 15 minutes on one core
-    python -m profiling.masking DIR --rows repeat mask --seeds 0 --steps 400 python -m profiling.masking DIR --rows
-    # only the picture
+    python -m interpreter.train --stage image --run DIR/run --num-videos 64 --steps 1000 --dim 64 --num-slots 8
+    python -m profiling.masking DIR                              # all rows and the picture: 15 minutes on one core
+    python -m profiling.masking DIR --rows repeat mask --seeds 0 --steps 400
+    python -m profiling.masking DIR --rows                       # only the picture
 
 The stage has the paper's form (slots, time encodings, transformers, Sinkhorn divergence, merging) at a small size. Its
 clips are generated scenes of 24 frames, cut to lengths from 4 to 24; most of them are short. Trained stages are

@@ -2,18 +2,17 @@
 
     python -m profiling.tutorial_pictures FOLDER
 
-FOLDER holds the wheel that docs/start.md installs.
+FOLDER is new, and holds one file: the wheel with compiled ops that docs/start.md installs.
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image
 
 from profiling.common.paths import ROOT
-from profiling.follow import script
+from profiling.follow import run_script, script
 
 PICTURES = {
     "start/preview.jpg": "masks/preview.png",
@@ -30,9 +29,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder with the wheel, where the commands run")
     folder = parser.parse_args().folder
     pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("start", "tutorial")]
-    done = subprocess.run(["bash", "-x", "-c", "".join(map(script, pages))], cwd=folder, check=False)
-    if done.returncode:
-        sys.exit(f"error: a command of the pages ended with status {done.returncode}; it is the last one above")
+    if len(list(folder.glob("*"))) != 1:
+        sys.exit(f"error: {folder} has to hold one file, the wheel of dist/ with manylinux in its name")
+    if status := run_script("".join(map(script, pages)), folder):
+        sys.exit(f"error: a command of the pages ended with status {status}; it is the last one above")
     for name, source in PICTURES.items():
         picture = ROOT / "docs/pictures" / name
         picture.parent.mkdir(exist_ok=True)

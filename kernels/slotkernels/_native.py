@@ -17,8 +17,9 @@ from ._backends import Arguments, first_tensor, has_float64
 
 # -v shows why an op is not compiled; without --force-reinstall pip does not replace a package of the same version
 _BUILD = (
-    "to build it, run `pip install --no-build-isolation --no-deps --force-reinstall -v ./kernels` in a clone, "
-    "with `.` instead of `./kernels` for the whole project; the output shows why a build fails"
+    "install the wheel of the release with manylinux in its name; or, to build it, run `pip install "
+    "--no-build-isolation --no-deps --force-reinstall -v ./kernels` in a clone, with `.` instead of `./kernels` for "
+    "the whole project; the output shows why a build fails"
 )
 
 

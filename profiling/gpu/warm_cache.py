@@ -1,8 +1,8 @@
 """Make a Triton cache for an H100 or H200 on a machine without a GPU, so that the GPU machine compiles nothing.
 
-    python -m profiling.gpu.warm_cache --out cache.tar.xz    # compiles for some minutes python -m
-    profiling.gpu.warm_cache --check cache.tar.xz  # exit status 1 if something is missing eval "$(python -m
-    profiling.gpu.warm_cache --unpack cache.tar.xz --out DIR)"  # on the GPU machine: sets two variables
+    python -m profiling.gpu.warm_cache --out cache.tar.xz    # compiles all that steps and benchmarks launch: minutes
+    python -m profiling.gpu.warm_cache --check cache.tar.xz  # exit status 1 if something is missing
+    eval "$(python -m profiling.gpu.warm_cache --unpack cache.tar.xz --out DIR)"  # on the GPU machine: two variables
 
 Triton only uses the cache if it was made by the same version of Triton. It names an entry by the hash of
 

@@ -1,4 +1,4 @@
-"""Following a page: its commands run in one shell, and the first failure ends them."""
+"""Commands of a page run as they are written: in one shell, up to the first failure, with what they install."""
 
 import subprocess
 import sys
@@ -39,6 +39,14 @@ def test_first_failing_command_ends_the_page(tmp_path):
     assert not (tmp_path / "never.txt").exists()
     assert follow(page, tmp_path, [("(exit 3)", "true")]) == 0
     assert (tmp_path / "never.txt").exists()
+
+
+def test_sources_of_the_caller_are_not_imported(tmp_path, monkeypatch):
+    """Else a page would be followed with them, and not with the package that it installs."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    page = tmp_path / "page.md"
+    page.write_text('```bash\ntest -z "${PYTHONPATH:-}"\n```\n')
+    assert follow(page, tmp_path, []) == 0
 
 
 def test_text_to_replace_must_be_on_the_page(tmp_path, monkeypatch):

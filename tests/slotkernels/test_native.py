@@ -44,7 +44,8 @@ def test_asking_for_it_by_name_says_how_to_build_it(not_built):
 
 def test_a_library_that_does_not_load_is_named_with_the_remedy(monkeypatch, tmp_path):
     reason = _native.why_not_loaded("_C_of_tomorrow")
-    assert "slotkernels._C_of_tomorrow is not built (to build it, run `pip install" in reason
+    assert "slotkernels._C_of_tomorrow is not built (install the wheel of the release" in reason
+    assert "to build it, run `pip install --no-build-isolation" in reason
     (tmp_path / "_C_garbage.abi3.so").write_bytes(b"no library")
     monkeypatch.setattr("slotkernels.__path__", [str(tmp_path)])
     reason = _native.why_not_loaded("_C_garbage")

@@ -177,8 +177,7 @@ def require_trackers(names: Sequence[str]) -> None:
         spec = find_spec(name)
         if spec is None or spec.origin is None:  # no file: a folder of this name, such as W&B's ./wandb
             raise ValueError(
-                f"--log-to {name} needs the package {name}: pip install {name}, or in the folder of this project: "
-                f'pip install --no-build-isolation ".[{name}]"; or leave {name} out of --log-to'
+                f"--log-to {name} needs the package {name}: pip install {name}, or leave {name} out of --log-to"
             )
         require_package(name)
 

@@ -78,7 +78,8 @@ class ImageStage(nn.Module):
             )
         if windows[0] > grid[0] or windows[1] > grid[1]:
             raise ValueError(
-                f"--windows {windows[0]} {windows[1]} is larger than the patch grid of the frames, {grid[0]}x{grid[1]}"
+                f"--windows {windows[0]} {windows[1]} is larger than the patch grid of the frames, "
+                f"{grid[0]}x{grid[1]}: give a larger --frame-size or smaller --windows"
             )
 
     def encode(

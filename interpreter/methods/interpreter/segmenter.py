@@ -354,7 +354,10 @@ class InterpreterSegmenter(Segmenter):
 
     def _levels_over_time(self, seed: int, chosen: Settings) -> LevelsOverTime:
         if (chosen.top, chosen.written) != (3, 3):
-            raise ValueError("a live stream needs two or three levels, and only the highest can be written")
+            raise ValueError(
+                f"a live stream writes the highest of two or three levels, got level {chosen.written} of {chosen.top}: "
+                "leave out --level, and use --levels 3 at most"
+            )
         (low, _), (top, _) = self.stages
 
         def start(stage: VideoStage, level: int, window: int, count: int | None = None) -> Tensor:

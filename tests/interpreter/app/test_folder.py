@@ -165,7 +165,7 @@ def test_missing_package_names_the_extra(capsys, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     line = fail([], capsys)
     assert package in line
-    assert 'pip install --no-build-isolation ".[app]"' in line
+    assert "pip install 'interpreter-slots[app]'" in line
 
 
 def test_file_as_a_run_is_one_line(tmp_path, capsys):

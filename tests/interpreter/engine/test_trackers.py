@@ -222,7 +222,7 @@ def test_a_tracker_that_cannot_start_is_one_clear_line(tmp_path):
 def test_an_absent_package_is_named_before_anything_is_written(name, tmp_path, image_options, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr("interpreter.engine.trackers.find_spec", lambda n: None if n == name else found(n))
-    message = rf'--log-to {name} needs the package {name}: pip install {name}, .*pip install .*"\.\[{name}\]"'
+    message = rf"--log-to {name} needs the package {name}: pip install {name}, or leave {name} out of --log-to"
     with pytest.raises(ValueError, match=message):
         main(["--run", str(tmp_path / "run"), *image_options, "--log-to", "tensorboard", name])
     assert not (tmp_path / "run").exists()

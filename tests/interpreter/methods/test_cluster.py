@@ -26,3 +26,5 @@ def test_frames_fit_the_patches_of_every_backbone(monkeypatch, patch, side):
 
 def test_name_of_a_backbone_is_enough():
     assert ClusterSettings(backbone="efficientnet-lite0") == ClusterSettings(backbone=BackboneConfig())
+    with pytest.raises(ValueError, match=r'backbone=5: give a name, such as "efficientnet-lite0"'):
+        ClusterSettings(backbone=5)

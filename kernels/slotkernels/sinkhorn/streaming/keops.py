@@ -82,7 +82,7 @@ def _why_not_imported() -> str | None:
         with alone(), contextlib.redirect_stdout(io.StringIO()):  # the import prints a report on the machine
             import pykeops.torch  # noqa: F401
     except Exception as error:  # a broken installation may raise anything
-        return f"pykeops cannot be imported ({type(error).__name__}: {error}): {_HOW}"
+        return f"pykeops cannot be imported ({type(error).__name__}: {error}): pip install --force-reinstall pykeops"
     _alone_at_exit()
     return None
 
