@@ -10,7 +10,6 @@ propagated once, and the same soft labels are scored with both kinds of edges.
 import json
 import re
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ from profiling.common.machine import machine, save
 from profiling.common.paths import RESULTS, ROOT
 from profiling.quality.steps import Command
 from profiling.quality.tables import NOT_RUN, Lines, Results
-from profiling.report.markdown import table
+from profiling.report.markdown import bullet, paragraph, table
 
 PAGE, RESULT = "docs/use/propagate_results.md", "label-propagation-{}-{}.json"
 PROTOCOL = PROTOCOLS["davis-2017"]
@@ -152,7 +151,9 @@ def measure(options: Davis, command: str, results: Path) -> None:
         frames += sum(scores.videos.values())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     content = {
-        "what": f"J&F of label propagation on DAVIS with features of the {title}, beside copies of the first mask",
+        "what": (
+            f"J&F of label propagation on DAVIS with features of the {title}, compared with copies of the first mask"
+        ),
         **machine(device),
         "command": command,
         "protocol": PROTOCOL.name,
@@ -196,7 +197,7 @@ def scores_table(results: Sequence[Results]) -> Lines:
     lines = [
         *table(["data", "masks", "edges", *COLUMNS.values()], rows),
         "",
-        *_wrapped(
+        *paragraph(
             f"{'; '.join(f'{data}: {count}' for data, count in counts.items())}. Protocol `{first['protocol']}`, "
             f"frames of {height}×{width}, {first['grid'][0]}×{first['grid'][1]} patches, "
             f"annotations {first['annotations']}."
@@ -204,15 +205,8 @@ def scores_table(results: Sequence[Results]) -> Lines:
         "",
     ]
     for one in results:
-        lines += _wrapped(
-            f"- {one['features']}: `{one['command']}`, commit {one['commit']}, {one['date']}", indent="  "
-        )
+        lines += bullet(f"{one['features']}: `{one['command']}`, commit {one['commit']}, {one['date']}")
     return lines
-
-
-def _wrapped(text: str, indent: str = "") -> Lines:
-    """The lines of a paragraph of the page."""
-    return textwrap.wrap(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def sequences_table(results: Sequence[Results]) -> Lines:
@@ -255,7 +249,7 @@ def blocks(folder: Path = RESULTS) -> dict[str, Lines]:
     results = [json.loads(path.read_text()) for path in paths]
     links = ", ".join(f"[{path.name}](../../profiling/results/{path.name})" for path in paths)
     return {
-        "scores": [*scores_table(results), "", *_wrapped(f"Data: {links}.")],
+        "scores": [*scores_table(results), "", *paragraph(f"Data: {links}.")],
         "sequences": sequences_table(results),
         "costs": costs_table(results),
     }

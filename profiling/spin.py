@@ -25,7 +25,7 @@ from rich.table import Table
 
 from interpreter.openmp import CHOSEN_BY_USER
 
-WHAT = "a step of the demo's image stage beside busy programs, by how long OpenMP's threads wait before they sleep"
+WHAT = "a step of the demo's image stage next to busy programs, by how long OpenMP's threads wait before they sleep"
 BUSY = (0, 1, 5)  # loops that run during the steps
 COUNTS = ("0", "100", "300", "500", "700", "1000", "3000", "10000")
 COUNTS_COMPILED = ("0", "500", "700", "1000")

@@ -181,7 +181,7 @@ def _training(stage: StageName, what: str, textbook: str, compiled: str) -> Benc
             f"{OURS} reference": "the ops in plain PyTorch",
             f"{OURS} compiled": "`--compile`: forward and backward under `torch.compile(fullgraph=True)`",
             f"{OURS} captured": "the step as one CUDA graph",
-            f"{OURS} compiled and captured": "both",
+            f"{OURS} compiled and captured": "with `--compile`, and the step as one CUDA graph",
         },
         partial(cases, stage),
     )

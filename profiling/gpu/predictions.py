@@ -118,7 +118,7 @@ def main() -> None:
     print(table(rows))
     about = {key: results["device"].get(key, "unknown") for key in ("device", "versions", "commit", "date")}
     about["command"] = f"python -m profiling.gpu.predictions --device {device}"
-    what = "what was predicted for a GPU before the first run beside what was measured"
+    what = "what was predicted for a GPU before the first run, compared with what was measured"
     save(folder / f"predictions-{device}.json", {"what": what, **about, "rows": rows})
 
 

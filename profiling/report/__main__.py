@@ -64,7 +64,8 @@ def main() -> None:
         sys.exit(str(error))
     if options.check and outdated:
         sys.exit(f"{', '.join(outdated)} disagree with profiling/results: run `python -m profiling.report`")
-    print("\n".join(f"wrote {name}" for name in outdated) or "nothing to do")
+    done = (f"{'wrote' if (ROOT / name).exists() else 'deleted'} {name}" for name in outdated)
+    print("\n".join(done) or "nothing to do")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from profiling.report.results import Row
 
 FOLDER = "docs/results/benchmarks"
 LEGEND = (
-    "[Benchmarks](../benchmarks.md) explains how this is measured; the [glossary](../../glossary.md) explains the "
-    "letters of the sizes. `ms` is the median time, and `relative` is that time over the time of `slotkernels`: above "
-    "1×, `slotkernels` is faster. Quartiles are in brackets. `MiB` is the peak of newly allocated memory, `error` the "
-    "largest difference from float64. `floor` is the least time that the work needs on the device."
+    "[Benchmarks](../benchmarks.md) explains how this is measured, and how to measure it on your machine; the "
+    "[glossary](../../glossary.md) explains the letters of the sizes. `ms` is the median time, and `relative` is that "
+    "time over the time of `slotkernels`: above 1×, `slotkernels` is faster. Quartiles are in brackets. `MiB` is the "
+    "peak of newly allocated memory, `error` the largest difference from float64. `floor` is the least time that the "
+    "work needs on the device."
 )
 HEADS = ("size", "variant", "ms", "relative", "MiB", "error")
 

@@ -15,7 +15,9 @@ PAGE = "docs/results/benchmarks.md"
 INTRO = """# Benchmarks
 
 How fast the ops and training steps of this project are, compared with the usual alternatives on the same device. Each
-op has its own page with all sizes and all alternatives; the table below links them. To measure an op on your machine:
+op has its own page with all sizes and all alternatives; the table below links them.
+
+To measure an op on your machine, run these commands in a clone, in the environment that `make test` creates:
 
 ```bash
 python -m profiling.bench --list                    # all benchmarks and what they compare
@@ -28,10 +30,10 @@ wrote. `python -m profiling.report` makes these pages from the files.
 ## How to read the figures
 
 - **Ratio.** The time of a baseline over the time of `slotkernels`. Above 1×, `slotkernels` is faster; below 1× (bold),
-  the baseline is faster. Variants are timed in turns: each turn runs every variant. A ratio compares two times of one
-  turn; the pages show the median over all turns, with quartiles in brackets. If the quartiles lie on both sides of 1×,
-  the two count as equal. On a GPU, each variant of a training step runs in its own process, and a ratio compares its
-  times with our median.
+  the baseline is faster, unless the quartiles lie on both sides of 1×; then the two count as equal. Variants are timed
+  in turns: each turn runs every variant. A ratio compares two times of one turn; the pages show the median over all
+  turns, with quartiles in brackets. On a GPU, each variant of a training step runs in its own process, and a ratio
+  compares its times with our median.
 - **Correct values.** Values and gradients of each variant are compared with float64 first. A wrong variant is not
   timed.
 - **Floor.** The least time that any implementation needs on this device: `bytes_moved()` at the rate of a large copy,
@@ -89,7 +91,7 @@ def benchmarks_page(runs: dict[str, dict[str, Any]]) -> str:
     rows = ([_link(name), *(_ratios(run, name) for run in runs.values())] for name in benchmark_names(runs))
     lines = [INTRO, *table(["", *map(heading, runs)], rows), ""]
     for device, run in runs.items():
-        lines += device_section(device, run)
+        lines += device_section(device, run, benchmark_names(runs))
     if all(run["kind"] == "cpu" for run in runs.values()):
         lines += [NOT_RUN, ""]
     return "\n".join([*lines, SEE]) + "\n"
@@ -110,15 +112,15 @@ def _ratios(run: dict[str, Any], name: str) -> str:
     return "; ".join(ratios) + row.untimed
 
 
-def device_section(device: str, run: dict[str, Any]) -> list[str]:
-    """Which device and versions, in which cases a baseline is faster, what was not timed, and the picture."""
+def device_section(device: str, run: dict[str, Any], names: list[str]) -> list[str]:
+    """Device and versions, in which cases a baseline is faster, what was not timed, a picture; ``names`` have pages."""
     versions = dict.fromkeys(
         ", ".join(f"{library} {version}" for library, version in file["versions"].items())
         for file in run["files"].values()
     )
     lines = [f"## {heading(device)}", ""]
     lines += paragraph(f"{run['device']}; {'; or '.join(versions)}; measured on {run['date']}. {losses(run)}")
-    if incomplete := _incomplete(run):
+    if incomplete := _incomplete(run, names):
         lines += ["", *paragraph(f"Not timed, or not at all sizes: {', '.join(incomplete)}.")]
     return [*lines, "", f"![Ratios and shares of the floor](../pictures/benchmarks-{device}.png)", ""]
 
@@ -133,12 +135,15 @@ def losses(run: dict[str, Any]) -> str:
         slower.setdefault(row.name, []).append(bool(row.faster))
     lost = {name: cases for name, cases in slower.items() if any(cases)}
     if not lost:
-        return "No baseline that was timed is faster at any size."
+        return (
+            "At no size is a baseline faster beyond the spread: where a ratio is below 1×, its quartiles lie on both "
+            "sides of 1×."
+        )
     parts = (f"{_link(name)} ({sum(cases)} of {len(cases)})" for name, cases in lost.items())
     return f"**Slower than a baseline**, with the number of sizes: {', '.join(parts)}."
 
 
-def _incomplete(run: dict[str, Any]) -> list[str]:
-    """Benchmarks that failed on a device, or whose run was stopped before its end."""
-    names = [*run["failed"], *(name for name, one in run["benchmarks"].items() if not one.get("finished", True))]
-    return [_link(name) if name in run["benchmarks"] else f"`{name}`" for name in dict.fromkeys(names)]
+def _incomplete(run: dict[str, Any], names: list[str]) -> list[str]:
+    """Benchmarks that failed on a device, or whose run was stopped before its end; those in ``names`` are linked."""
+    incomplete = [*run["failed"], *(name for name, one in run["benchmarks"].items() if not one.get("finished", True))]
+    return [_link(name) if name in names else f"`{name}`" for name in dict.fromkeys(incomplete)]

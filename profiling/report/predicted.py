@@ -20,7 +20,8 @@ INTRO = """# Predicted and measured times on a GPU
 A prediction is a range that was written down before the first run on a GPU
 ([predictions.json](../../profiling/gpu/predictions.json)). Comparing it with the measurement shows whether we
 understand what limits a kernel. "Ratio" is the measurement over the middle of the range: 1 is a perfect prediction,
-above 1 the code is slower than predicted (for memory: uses more).
+above 1 the code is slower than predicted, or uses more memory. For rates (TB/s, TFLOP/s) it is the other way round:
+above 1 is faster.
 """
 
 

@@ -119,7 +119,7 @@ def test_losses_are_listed_and_the_strongest_is_the_fastest(folder):
     assert "- Backends: op by `cpp`.\n- Not timed: absent (not installed).\n" in text
     assert "copy reach 140 GFLOP/s and 20 GB/s in float32." in text.replace("\n", " ")
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=3.0))
-    assert "No baseline that was timed is faster at any size." in overview(folder)
+    assert "At no size is a baseline faster beyond the spread" in overview(folder)
 
 
 def test_remarks_about_some_sizes_name_them(folder):
@@ -144,7 +144,7 @@ def test_lines_break_outside_of_code():
 
 def test_a_baseline_whose_quartiles_lie_on_both_sides_of_ours_is_no_loss(folder):
     save(folder, "bench-cpu.json", run_of("cpu", "op", eager=0.95))  # 0.855 to 1.045
-    assert "No baseline that was timed is faster at any size." in overview(folder)
+    assert "At no size is a baseline faster beyond the spread" in overview(folder)
     assert "1 cases have a baseline, and in 0 of them a baseline is faster." in readme_block(folder)
 
 
@@ -247,6 +247,8 @@ def test_failed_and_unfinished_benchmarks_are_listed(folder):
     save(folder, "bench-cpu.json", run)
     assert "Not timed, or not at all sizes: `third`, [`op`](benchmarks/op.md)." in overview(folder)
     assert "- The run was stopped before all sizes were timed.\n" in page_of("op", folder)
+    save(folder, "bench-cuda.json", run_of("cuda", "third", eager=3.0))  # another device gives it a page
+    assert "sizes: [`third`](benchmarks/third.md), [`op`](benchmarks/op.md)." in overview(folder).replace("\n", " ")
     run["failed"]["op"] = "OutOfMemoryError: no memory. Tried to allocate 3 GiB."
     save(folder, "bench-cpu.json", run)
     assert "- The run ended with an error: OutOfMemoryError: no memory.\n" in page_of("op", folder)
