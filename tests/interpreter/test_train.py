@@ -57,10 +57,11 @@ def test_loaders_train_the_same_way(loader, image_run, image_options):
     run = image_run()
     stored = curve(run, "image")
     shutil.rmtree(run / "image")
+    others = psutil.Process().children()  # such as the workers of torch.compile, if an earlier test compiled
     main(["--run", str(run), *image_options, "--features", "streamed", "--loader", loader, "--workers", "1"])
     for one, other in zip(stored, curve(run, "image"), strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-2 if loader == "dali" else 1e-3)
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= set(others)
 
 
 def test_the_video_stage_streams_through_a_loader(tmp_path, tiny_run, image_options, video_options):

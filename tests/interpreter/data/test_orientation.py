@@ -150,4 +150,4 @@ def test_orientation_that_changes_is_refused(tmp_path):
 def test_dali_refuses_to_mirror(tmp_path, monkeypatch):
     monkeypatch.setattr(loaders_module, "dali_is_installed", lambda: True)
     video = open_video(with_matrix(tmp_path / "a.mp4", moving(2), *MATRICES["mirrored"][0]))
-    assert "does not turn or mirror" in dali_obstacle([video], torch.device("cuda"))
+    assert "ignores the rotation or mirroring" in dali_obstacle([video], torch.device("cuda"))
