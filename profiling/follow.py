@@ -21,7 +21,7 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 def script(page: str) -> str:
     """The commands of a page as one shell script."""
-    lines = ["set -euo pipefail\n"]
+    lines = ["set -euo pipefail\n", """trap 'printf "+ %s\\n" "$BASH_COMMAND"' DEBUG\n"""]  # not what `source` runs
     for language, text in BLOCK.findall(page):
         lines.append(text if language == "bash" else f"python -c {shlex.quote(text)}\n")
     return "".join(lines)
@@ -41,7 +41,7 @@ def follow(page: Path, folder: Path, replaced: list[tuple[str, str]]) -> int:
 def run_script(commands: str, folder: Path) -> int:
     """The exit status of a script in a folder, without PYTHONPATH: only what it installs itself may be imported."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(["bash", "-x", "-c", commands], cwd=folder, env=environment, check=False).returncode
+    return subprocess.run(["bash", "-c", commands], cwd=folder, env=environment, check=False).returncode
 
 
 def main() -> None:
