@@ -57,7 +57,7 @@ class Evaluation:
     edges: tuple[Edges, ...] = ("none",)
     """none: upsample the soft masks of the patches bilinearly, as published evaluations do.
     guided: sharpen the edges of the segments with the frames, as `segment` does.
-    With both, the run and baselines on features have a row for each; the first value is that of the main row."""
+    With both, the run and baselines on features have a row for each; the first value is used in the main row."""
     sweep_merge: tuple[float, ...] = ()
     """Merge thresholds to try. Frames are encoded only once."""
     sweep_slots: tuple[int, ...] = option((), at_least=1)

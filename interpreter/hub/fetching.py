@@ -214,7 +214,7 @@ def _files_of(stored: RunConfig, name: HubName, files: dict[str, RemoteFile]) ->
 def download(name: HubName, file: RemoteFile, folder: Path) -> None:
     """Download a file if it is missing, resume an earlier download, compare its digest, and link it into the folder.
 
-    The layout is that of the client's cache, ``blobs/DIGEST`` and links to it, so that its tools also list and delete
+    The layout equals the client's cache, ``blobs/DIGEST`` and links to it, so that its tools also list and delete
     runs. The client's own downloads compare only sizes, and restart an incomplete file from the beginning.
 
     Raises:

@@ -45,7 +45,7 @@ def ari_per_frame(table: Contingency) -> float:
 def ari_per_video(table: Contingency) -> float:
     """FG-ARI per video: the foreground pixels of all frames are one clustering, so segments must keep their identity.
 
-    Special cases are those of :func:`ari_per_frame`. NaN if no frame has foreground.
+    Special cases are handled as in :func:`ari_per_frame`. NaN if no frame has foreground.
     """
     counts = table.foreground.sum(axis=0)
     return adjusted_rand_index(counts) if counts.any() else float("nan")

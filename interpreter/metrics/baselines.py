@@ -87,7 +87,7 @@ def kmeans_segments(
 def kmeans_frame_segments(features: np.ndarray, *, grid: tuple[int, int], k: int, seed: int = 0) -> np.ndarray:
     """Cluster every frame separately with k-means (best of 4 starts) and link the frames (:func:`link_segments`).
 
-    Arguments, result and errors are those of :func:`kmeans_segments`; k is at most M.
+    Arguments, result and errors as for :func:`kmeans_segments`; k is at most M.
     """
     _check_features(features, grid)
     _check_count(k, features.shape[1])
@@ -103,7 +103,7 @@ def spectral_segments(features: np.ndarray, *, grid: tuple[int, int], k: int, se
     of the features, with 0 for negative ones. On five training sequences of DAVIS-2016 (ViT-S/14, k = 6) this reached a
     mean J of 0.394, against 0.366 with ``exp((cos - 1) / 0.1)`` and 0.276 with graphs of 10 nearest neighbours.
 
-    Arguments, result and errors are those of :func:`kmeans_segments`; k is at most M - 1.
+    Arguments, result and errors as for :func:`kmeans_segments`; k is at most M - 1.
     """
     _check_features(features, grid)
     _check_count(k, max(1, features.shape[1] - 1))

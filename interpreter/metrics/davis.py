@@ -64,7 +64,7 @@ def one_to_one_in_each_frame(
 ) -> Pairs:
     """A separate Hungarian match for every frame, on the mean of J and F in that frame. It ignores identities.
 
-    Arguments are those of :func:`one_to_one`.
+    Takes the arguments of :func:`one_to_one`.
     """
     j, f = _all_pairs(table, boundary, max_proposals, ids)
     rows = np.empty((len(j), len(table.objects)), np.intp)
@@ -83,7 +83,7 @@ def recall(values: np.ndarray) -> np.ndarray:
 def decay(values: np.ndarray) -> np.ndarray:
     """J or F in the first quarter of the frames minus that in the last quarter: [T, G] to [G]. Lower is better.
 
-    Quarters are those of the official code: neighbouring quarters share a frame, and halves are rounded up.
+    Quarters are cut as in the official code: neighbouring quarters share a frame, and halves are rounded up.
     """
     edges = (np.round(np.linspace(1, len(values), BINS + 1) + 1e-10) - 1).astype(int)
     first, last = values[: edges[1] + 1], values[edges[-2] :]

@@ -62,7 +62,7 @@ class RecurrentSlotAttention(nn.Module):
         super().__init__()
         self.first_iterations, self.later_iterations = first_iterations, later_iterations
         conventions = VIDEOSAUR._replace(use_mlp=use_mlp, gru_state=gru_state)
-        # The number of slots is that of the initial slots of a call.
+        # A call has as many slots as its initial slots.
         self.slot_attention = SlotAttention(1, dim, implicit=implicit, conventions=conventions, prior=False)
         self.predictor = Block(dim, heads, activation=nn.ReLU, sharpness=sharpness_of(logit_scale, dim, heads))
         init_attention(self.predictor)

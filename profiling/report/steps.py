@@ -45,7 +45,7 @@ def measured_steps(folder: Path, run: dict[str, Any]) -> list[str]:
         "`captured` (replayed as one CUDA graph), or both; `not deterministic`: with `--no-deterministic`. `launches` "
         "counts the kernels of a step; `no kernel runs` is the time in which the GPU waits. Times are medians of ten "
         "steps on random data, with the least and the greatest in brackets. Each step ran in its own process. The loss "
-        "is that of the first two batches, which are the same for all modes. Memory is what PyTorch's allocator "
+        "is averaged over the first two batches, which are the same for all modes. Memory is what PyTorch's allocator "
         "reserves."
     )
     rows = []

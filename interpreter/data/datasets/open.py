@@ -166,7 +166,7 @@ def find_sources(
     year: int = 2017,
     annotations: DavisAnnotations = "unsupervised",
 ) -> UnopenedVideos:
-    """Find the videos of a split without opening them. Arguments and errors are those of `open_dataset`."""
+    """Find the videos of a split without opening them. Arguments and errors as for `open_dataset`."""
     root = Path(root)
     if kind not in get_args(DatasetKind):
         raise ValueError(f"unknown kind of data set {kind!r}; choose from {', '.join(get_args(DatasetKind))}")

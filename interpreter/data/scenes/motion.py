@@ -37,7 +37,7 @@ def bounce(rng: Generator, size: tuple[int, int], num_frames: int, radius: float
 
 
 def roam(rng: Generator, size: tuple[int, int], num_frames: int, radius: float) -> dict[str, np.ndarray]:
-    """A smooth path of any length whose centre stays in view. Arguments and result are those of :func:`bounce`."""
+    """A smooth path of any length whose centre stays in view. Arguments and result as for :func:`bounce`."""
     time = np.arange(num_frames)
     speed = min(size) / 128 * rng.uniform(0.8, 2.6)
     axes = [side / 2 + _wander(rng, time, side / 2 - 0.5 * radius, speed) for side in size]

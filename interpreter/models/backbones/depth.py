@@ -40,7 +40,7 @@ def scaled_block(block: nn.Module, hidden: Tensor, factors: Tensor, options: Map
     Args:
         block: a block of a model that :meth:`VisionTransformer.require_blocks` accepts.
         hidden: [R, M, C], the input of the block.
-        factors: with factors of 1 the output is that of the unchanged block.
+        factors: with factors of 1 the output equals the unchanged block's.
         options: further arguments of its attention, such as DINOv3's rotations.
     """
     if isinstance(block, Keys):  # has no branches

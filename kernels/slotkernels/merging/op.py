@@ -119,7 +119,7 @@ def cluster_slots(
 ) -> tuple[Tensor, Tensor]:
     """Find slots that describe the same object: agglomerative clustering under the cosine distance, as in SOLV.
 
-    The result is that of scikit-learn's ``AgglomerativeClustering(n_clusters, metric="cosine", linkage=linkage,
+    The result equals scikit-learn's ``AgglomerativeClustering(n_clusters, metric="cosine", linkage=linkage,
     distance_threshold=threshold)``, for all sets at once. There is no gradient. Shapes are static and the GPU is never
     waited for, so a CUDA graph can contain the call.
 

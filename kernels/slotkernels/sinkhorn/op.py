@@ -290,7 +290,7 @@ def sinkhorn_potentials(
             A point of weight 0 changes nothing, but still has a potential (``docs/ops/sinkhorn_padding.md``).
         b: [B, M] weights of y.
         p: 1 or 2. This and ``blur``, ``scaling``, ``diameter``, ``reach``, ``precision``, ``check_finite`` and
-            ``backend`` are those of :func:`sinkhorn_divergence`.
+            ``backend``: as for :func:`sinkhorn_divergence`.
         debias: subtract the potentials of x→x and y→y.
 
     Returns:

@@ -47,9 +47,10 @@ class SlotAttention(nn.Module):
     Groups the tokens of a sample into slots. The slots compete for the tokens: the softmax of the attention runs over
     the slots. Each slot is then updated with the mean of the tokens that it won.
 
-    Function and parameters are those of the textbook form, but keys and values are usually not computed. They are
-    linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``: an iteration reads
-    x̂ once. LN's scale and shift are folded into Wk and Wv, so frozen tokens need no gradient as large as the tokens.
+    It has the parameters of the textbook form and computes the same function, but keys and values are usually not
+    computed. They are linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``: an
+    iteration reads x̂ once. LN's scale and shift are folded into Wk and Wv, so frozen tokens need no gradient as large
+    as the tokens.
 
     Under ``torch.autocast`` the matrix products run in the low precision. Softmax, divisions, layer norms, gates and
     the slots themselves stay float32.
@@ -348,7 +349,7 @@ class SlotAttention(nn.Module):
                 or SlotFormer), "videosaur" (and Slot Contrast), or "oclf" (DINOSAUR).
             prefix: common start of the names of slot attention, such as "processor.corrector."; searched if None.
             num_slots: N of :meth:`sample_slots`. The parameters are the same for any N, so N is not saved.
-            implicit: as in the constructor. The default is that of published code.
+            implicit: as in the constructor. The default is the same as in published code.
             iterations: as in the constructor; the style's if None.
             conventions: the style's if None. Example: ``conventions=VIDEOSAUR._replace(scale=dim**0.5)``.
             eps, former: deprecated, the fields of :class:`Conventions` one by one.
