@@ -49,8 +49,7 @@ class SlotAttention(nn.Module):
 
     It has the parameters of the textbook form and computes the same function, but keys and values are usually not
     computed. They are linear in the normalised tokens x̂ = LN(x), so ``k·q = x̂·(Wkᵀ q)`` and ``Σ w v = Wv Σ w x̂``: an
-    iteration reads x̂ once. LN's scale and shift are folded into Wk and Wv, so frozen tokens need no gradient as large
-    as the tokens.
+    iteration reads x̂ once. LN's scale and shift are folded into Wk and Wv, so frozen tokens need no gradient.
 
     Under ``torch.autocast`` the matrix products run in the low precision. Softmax, divisions, layer norms, gates and
     the slots themselves stay float32.
